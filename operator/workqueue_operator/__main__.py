@@ -11,7 +11,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -68,6 +68,13 @@ PATIENCE: Final = 5.0
 FLUSH_SECONDS: Final = 2.0
 """Seconds after that for writing the last statuses and Events."""
 
+WATCH_WITHIN: Final = 10.0
+"""Seconds after the first LISTs within which the watch begins. Until then the passes work from those LISTs. kopf
+handles each listed object again, which takes longer than installing its doorbell."""
+
+STANDS_BY_AFTER: Final = 1.0
+"""Seconds after which a process that has not won the Lease begins to watch."""
+
 COLLECT_AFTER: Final = (10_000, 20, 50)
 """Thresholds of the garbage collector. A pass makes thousands of objects that reference counting frees. With Python's
 own thresholds, the collector takes a fifth of the start with 1,000 WorkQueues, and delays some wakes by 0.1 s."""
@@ -109,6 +116,7 @@ class Operator:
         self._clusters: list[Cluster] = []
         self._serving = False
         self._leading = False
+        self._stands_by = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until a signal arrives or a fatal error occurs.
@@ -134,7 +142,7 @@ class Operator:
             return EXIT_FAILED
         try:
             await self._lead()
-        except (ClusterError, LeadershipLostError) as error:
+        except (ClusterError, ConfigurationError, LeadershipLostError) as error:
             logger.error("The operator cannot continue.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
@@ -151,7 +159,7 @@ class Operator:
                 clients.push_async_callback(self._clusters[-1].close)
             cluster = self._clusters[0]
             if self._config.leader_election:
-                election = await connect(self._config.kubeconfig)
+                election = await connect()
                 clients.push_async_callback(election.close)
                 self._leadership = Leadership(
                     election,
@@ -212,10 +220,7 @@ class Operator:
                 change = usable_namespaces_change(cluster, config.namespaces, namespaces)
                 running.append(asyncio.create_task(change, name="namespaces"))
                 running[-1].add_done_callback(lambda _: self._stop.set())
-            watching = asyncio.create_task(
-                watch.run(store, namespaces, identity=config.pod_name, started=self._listen_to_signals),
-                name="kopf",
-            )
+            watching = asyncio.create_task(self._watch(queue, store, namespaces), name="kopf")
             watching.add_done_callback(self._on_watch_end)
             running.append(watching)
             if await self._unless_ended(self._win(WarmBrokers(store, ownership, secrets, brokers))):
@@ -229,14 +234,26 @@ class Operator:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    async def _watch(self, queue: ReconcileQueue, store: Store, namespaces: Sequence[str]) -> None:
+        """Watch, after the first passes: kopf lists everything once more, and a doorbell must not wait for that."""
+        ends = {asyncio.create_task(queue.caught_up()), asyncio.create_task(self._stands_by.wait())}
+        try:
+            await asyncio.wait(ends, timeout=WATCH_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        await watch.run(store, namespaces, identity=self._config.pod_name, started=self._listen_to_signals)
+
     async def _win(self, standby: WarmBrokers) -> None:
         """Wait for the Lease, and keep the broker connections open until then."""
         if self._leadership is None:
             return
         warming = asyncio.create_task(standby.run(), name="warm brokers")
+        begins = asyncio.get_running_loop().call_later(STANDS_BY_AFTER, self._stands_by.set)
         try:
             await self._leadership.win()
         finally:
+            begins.cancel()
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
         await standby.hand_over()
@@ -361,7 +378,7 @@ class Operator:
     # -- health --------------------------------------------------------------------------------------
 
     async def _connect(self, connections: int = CONNECTIONS) -> Cluster:
-        return await connect(self._config.kubeconfig, self._fence, connections)
+        return await connect(self._fence, connections)
 
     def _fence(self) -> None:
         if self._leadership is not None:

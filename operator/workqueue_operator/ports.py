@@ -84,6 +84,10 @@ class Workers(Protocol):
         """The same for workers that were told to stop. A closed port means that the worker has ended."""
         ...
 
+    def pause(self, addresses: Sequence[Address]) -> float:
+        """Return the seconds until a pass should ask, when none of these workers has answered. 0: it may ask now."""
+        ...
+
     async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
         """Ask workers to take no more messages for the duration of a lease."""
         ...

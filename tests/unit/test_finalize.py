@@ -30,7 +30,7 @@ DELETED = workqueue(
     },
 )
 POD = PodView("pod-0", "u", "127.0.0.1", True, True, False, "hash", False, None, workqueue="jobs")
-DEPLOYMENT = {
+DEPLOYMENT: dict[str, Any] = {
     "metadata": {
         "name": "jobs-worker",
         "namespace": "team",
@@ -53,6 +53,12 @@ DEPLOYMENT = {
 }
 
 
+def owned_by(uid: str) -> dict[str, Any]:
+    metadata = DEPLOYMENT["metadata"]
+    owners = [{**owner, "uid": uid} for owner in metadata["ownerReferences"]]
+    return {**DEPLOYMENT, "metadata": {**metadata, "resourceVersion": "2", "ownerReferences": owners}}
+
+
 class Site:
     """A deleted WorkQueue with one worker, on a broker in memory."""
 
@@ -64,7 +70,7 @@ class Site:
         self.cluster.answer("GET", "/workqueues/jobs", body)
         self.cluster.answer("PATCH", "/workqueues/jobs", body)
         self.cluster.answer("POST", "/events", {})
-        store = Store(lambda _: None)
+        store = self.store = Store(lambda _: None)
         store.pods["team", POD.name] = POD
         store._pods_of["team", "jobs"].add(("team", POD.name))
         store.put_deployment(DEPLOYMENT)
@@ -145,6 +151,22 @@ async def test_deletion_that_waits_for_a_delay_queue_shows_its_numbers(
 
     assert written["retrying"] == 2
     assert shown(site) == expected
+
+
+@pytest.mark.parametrize(
+    ("owner", "stopped"),
+    [("uid-1", True), ("uid-2", False)],
+    ids=["own-deployment", "deployment-of-another-owner"],
+)
+async def test_deletion_stops_only_workers_of_the_operator(owner: str, *, stopped: bool) -> None:
+    site = Site({"jobs": (0, 1), "jobs.dead": (0, 0)}, worker(0))
+    site.store.put_deployment(owned_by(owner))
+    site.cluster.answer("PATCH", "/deployments/jobs-worker", owned_by(owner))
+
+    await site.wait()
+
+    written = [path for path in site.cluster.paths("PATCH") if path.endswith("/jobs-worker")]
+    assert bool(written) == stopped
 
 
 @pytest.mark.parametrize("needed", [False, True], ids=["deleted", "new policy"])

@@ -90,24 +90,6 @@ def test_silent_worker_is_named_within_a_minute(ready: int, site: Site, clock: C
     assert clock.time - begun > gather.SILENT_AFTER
 
 
-def test_silent_workers_are_asked_less_and_less(site: Site, clock: Clock) -> None:
-    looks = []
-    begun = clock.time
-    while clock.time < begun + 120:
-        readings = site.ask(0, READY)
-        looks.append(clock.time - begun)
-        clock.time += max(1.0, gather.pause_of_silence(readings, site.state, clock.time))
-    assert looks[:3] == [0, 1, 2]
-    assert len(looks) < 20
-    assert looks[-1] - looks[-2] == 15
-
-
-def test_worker_that_answers_is_asked_as_often_beside_a_silent_one(clock: Clock) -> None:
-    idle = WorkerStatus(1, 0, consuming=True, handler_seconds=None, deliveries_per_second=0.0)
-    readings = QueueReadings(QueueCounts(0, 2, clock.time), pods=[READY, STARTING], statuses={"jobs-1": idle})
-    assert gather.pause_of_silence(readings, GatherState(silent_since={"uid-0": 0.0}), clock.time) == 0
-
-
 def test_starting_worker_is_not_named(site: Site, clock: Clock) -> None:
     site.ask(0, STARTING)
     clock.time += 300

@@ -312,6 +312,23 @@ async def test_rings_of_one_namespace_leave_room_for_others(site: Site) -> None:
     assert KEY in site.begun
 
 
+async def test_queue_has_caught_up_after_the_passes_of_the_start() -> None:
+    site = Site()
+    caught_up = asyncio.create_task(site.queue.caught_up())
+    await site.add(KEY, ("team", "other"))
+    await site.end(KEY)
+    assert not caught_up.done()
+
+    await site.end(("team", "other"))
+
+    assert caught_up.done()
+
+
+async def test_queue_without_keys_has_caught_up_at_once(site: Site) -> None:
+    async with asyncio.timeout(1):
+        await site.queue.caught_up()
+
+
 # -- rings
 
 

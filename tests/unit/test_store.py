@@ -366,7 +366,7 @@ def test_unfollowed_deployment_is_dropped(store: Store) -> None:
 def test_deleted_objects_leave_nothing_in_the_store(store: Store) -> None:
     for number in range(50):
         name = f"jobs-{number}"
-        store.put_workqueue(thing(name, 1))
+        store.put_workqueue({**thing(name, 1), "spec": {"limits": {"group": f"group-{number}"}}})
         store.follow(("team", name), "team", f"celery-{number}")
         store.put_deployment(thing(f"celery-{number}", 2))
         store.put_pod(pod(f"pod-{number}", 3, owner=name))
@@ -379,6 +379,22 @@ def test_deleted_objects_leave_nothing_in_the_store(store: Store) -> None:
         take_list(store, kind, [], later)
     left = [store.workqueues, store.deployments, store.pods]
     assert not any([*left, store._seen, store._pods_of, store._followers, store._gone])
+    assert not any([store._groups, store._group_of])
+
+
+def test_workqueue_leaves_the_group_that_its_spec_no_longer_names(store: Store) -> None:
+    def member(version: int, group: str | None) -> dict[str, Any]:
+        return {**thing("jobs", version), "spec": {"limits": {"group": group} if group else None}}
+
+    store.put_workqueue(member(1, "one"))
+    assert store.group("team", "one") == {JOBS}
+    assert not store.group("mail", "one")
+
+    store.put_workqueue(member(2, "other"))
+    assert (store.group("team", "one"), store.group("team", "other")) == (frozenset(), {JOBS})
+
+    store.put_workqueue(member(3, None))
+    assert not store.group("team", "other")
 
 
 def test_foreign_metadata_is_not_kept(store: Store, woken: list[Key]) -> None:

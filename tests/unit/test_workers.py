@@ -352,10 +352,36 @@ async def test_silent_worker_that_answers_again_is_asked_each_time(
     await made.close()
 
 
-async def test_refused_connection_is_no_silence(workers: Workers) -> None:
-    """A worker that starts refuses connections, and is asked again immediately."""
+async def test_worker_that_refuses_connections_is_not_left_alone(workers: Workers) -> None:
+    """It may be starting. A pass that begins for another reason asks it."""
     assert await workers.statuses([NOBODY]) == {}
+    assert workers.pause([NOBODY]) > 0
+
     assert await workers.stopping([NOBODY]) == {"nobody": module.ENDED}
+    assert workers.pause([NOBODY]) == 0
+
+
+async def test_pause_of_workers_without_answers_grows_to_its_limit(workers: Workers) -> None:
+    pauses = []
+    for _ in range(6):
+        await workers.statuses([NOBODY])
+        pauses.append(workers.pause([NOBODY]))
+
+    assert pauses == [pytest.approx(seconds * 1.125, rel=0.13) for seconds in (1, 2, 4, 8, 15, 15)]
+
+
+async def test_no_pause_beside_a_worker_that_answers(workers: Workers) -> None:
+    await workers.statuses([NOBODY, A])
+
+    assert workers.pause([NOBODY, A]) == 0
+    assert workers.pause([]) == 0
+
+
+async def test_garbled_answer_is_no_answer(workers: Workers, endpoint: Endpoint) -> None:
+    endpoint.status = "garbled"
+    assert await workers.statuses([A]) == {}
+
+    assert workers.pause([A]) > 0
 
 
 async def test_forgotten_silences_are_dropped(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,8 @@ async def test_unchanged_deployment_is_reapplied_in_its_turn_after_restart(
     woken: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "VERIFY_EVERY", 0.01)
+    monkeypatch.setattr(module, "TURNS_BEGIN_AFTER", 0.01)
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.01)
     seen = live(wanted())
     assert (await workload.ensure(workqueue(), seen)).deployment is seen
     assert not cluster.asked
@@ -257,16 +258,24 @@ async def test_webhook_that_is_down_for_a_side_object_does_not_stop_the_scaling(
 
 
 async def test_proof_of_a_template_is_kept_in_its_deployment(
-    cluster: FakeCluster, workload: WorkloadApplier
+    cluster: FakeCluster,
+    workload: WorkloadApplier,
+    woken: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that a restarted operator need not start one worker first again."""
+    monkeypatch.setattr(module, "TURNS_BEGIN_AFTER", 0.01)
     made = (await workload.ensure(workqueue(), None)).deployment
     view = deployment_view(made)
     assert view.proven_hash is None
 
+    cluster.asked.clear()
+    assert (await workload.ensure(workqueue(), made, proven_hash=view.template_hash)).deployment is made
+    assert not cluster.asked, "nothing waits for it"
+    await until(lambda: woken == [("team", "jobs")])
     proven = (await workload.ensure(workqueue(), made, proven_hash=view.template_hash)).deployment
     assert deployment_view(proven).proven_hash == view.template_hash
-    assert len(applies(cluster)) == 2 + 1, "one to create it, one to hand over its count, one with the proof"
+    assert len(cluster.asked) == len(applies(cluster)) == 2, "one hands over its count, one has the proof"
 
     assert (await workload.ensure(workqueue(), proven)).deployment is proven, (
         "without what the first process knew"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from workqueue_operator.broker.channel import PLACE_SECONDS
@@ -97,7 +98,7 @@ class DepthPoller:
         self._broker = broker
         self._wake = wake
         self.seconds = seconds
-        self._watched: dict[tuple[Key, str], PolledQueue] = {}
+        self._watched: dict[Key, dict[str, PolledQueue]] = {}
         self._by_queue: dict[str, tuple[Key, ...]] = {}
         self._polling: dict[PolledQueue, asyncio.Task[None]] = {}
         self.last_round = asyncio.get_running_loop().time()
@@ -119,9 +120,9 @@ class DepthPoller:
 
     def watch(self, key: Key, queue: str) -> PolledQueue:
         """Start polling a queue, in the slow rounds until the caller sets `active` or `warm`."""
-        polled = self._watched.get((key, queue))
+        polled = self._watched.get(key, {}).get(queue)
         if polled is None:
-            polled = self._watched[key, queue] = PolledQueue(key, queue)
+            polled = self._watched.setdefault(key, {})[queue] = PolledQueue(key, queue)
             self._by_queue[queue] = (*self.keys_of(queue), key)
         return polled
 
@@ -132,15 +133,18 @@ class DepthPoller:
 
     def forget_queue(self, key: Key, queue: str) -> None:
         """Stop polling a queue for a WorkQueue, if it is polled."""
-        if self._watched.pop((key, queue), None) is None:
+        queues = self._watched.get(key, {})
+        if queues.pop(queue, None) is None:
             return
+        if not queues:
+            del self._watched[key]
         others = tuple(other for other in self._by_queue.pop(queue) if other != key)
         if others:
             self._by_queue[queue] = others
 
     def queues_of(self, key: Key) -> list[str]:
         """Return the queues that are polled for a WorkQueue."""
-        return [queue for owner, queue in self._watched if owner == key]
+        return [*self._watched.get(key, ())]
 
     def keys_of(self, queue: str) -> tuple[Key, ...]:
         """Return the WorkQueues that poll a queue."""
@@ -148,12 +152,12 @@ class DepthPoller:
 
     def claims_on(self, queue: str) -> list[Key]:
         """Return the WorkQueues that have declared a queue."""
-        return [key for key in self.keys_of(queue) if self._watched[key, queue].claimed]
+        return [key for key in self.keys_of(queue) if self._watched[key][queue].claimed]
 
     def doorbell_removed(self, queue: str, refusal: tuple[int, str] | None) -> None:
         """Note that the broker refused a doorbell, or cancelled it (no refusal)."""
         for key in self.keys_of(queue):
-            polled = self._watched[key, queue]
+            polled = self._watched[key][queue]
             if refusal is None:
                 polled.doubtful = True
             elif refusal[0] == _NOT_FOUND:
@@ -167,7 +171,7 @@ class DepthPoller:
         return max(
             (
                 now - entry.answered_at
-                for entry in self._watched.values()
+                for entry in self._all()
                 if entry.active and entry.answered_at is not None
             ),
             default=None,
@@ -206,6 +210,9 @@ class DepthPoller:
         polled.warm = warm
         return polled.last
 
+    def _all(self) -> Iterator[PolledQueue]:
+        return chain.from_iterable(queues.values() for queues in self._watched.values())
+
     async def close(self) -> None:
         """Stop."""
         tasks = [*self._tasks, *self._polling.values()]
@@ -218,7 +225,7 @@ class DepthPoller:
             await asyncio.sleep(seconds)
             try:
                 if self._broker.connected:
-                    await self._round([entry for entry in self._watched.values() if chosen(entry)])
+                    await self._round([entry for entry in self._all() if chosen(entry)])
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})

@@ -74,10 +74,11 @@ class Resync:
                 logger.exception("A LIST failed unexpectedly.")
 
     async def first(self) -> None:
-        """List everything once. Retries until the API server has answered."""
+        """List everything once, all kinds at the same time. Retries until the API server has answered."""
         while True:
+            found = await asyncio.gather(*map(self._list_kind, self._kinds), return_exceptions=True)
             try:
-                return await self.once()
+                return self._note([_number(one) for one in found])
             except ClusterError as error:
                 logger.warning(
                     "The first LIST failed.", extra={"status": error.status, "detail": error.message}
@@ -91,13 +92,17 @@ class Resync:
             ClusterError: the API server refused or did not answer. Objects received before are in the store. Only
                 a complete LIST of a kind drops objects of that kind.
         """
-        surprises = 0
-        for kind in self._kinds:
-            for namespace in self._scopes:
-                surprises += await self._list(kind, PATHS[kind](namespace), namespace)
+        self._note([await self._list_kind(kind) for kind in self._kinds])
+
+    def _note(self, surprises: Sequence[int]) -> None:
+        """Note that everything was listed.
+
+        Args:
+            surprises: of each kind, how many WorkQueues were newer than in the store.
+        """
         now = time.monotonic()
         self.last_good = now
-        if surprises:
+        if any(surprises):
             self.blind_since = self.blind_since or now
         if self._event_since(now - self._seconds):
             self.blind_since = None
@@ -114,8 +119,12 @@ class Resync:
             fresh.event is not None and fresh.event >= moment for fresh in self._store.freshness.values()
         )
 
+    async def _list_kind(self, kind: str) -> int:
+        """List one kind in all namespaces; return how many WorkQueues were newer than in the store."""
+        return sum([await self._list(kind, PATHS[kind](namespace), namespace) for namespace in self._scopes])
+
     async def _list(self, kind: str, path: str, namespace: str | None) -> int:
-        """List one kind; return how many WorkQueues were newer than in the store."""
+        """The same for one namespace, or for the whole cluster."""
         taken_at = time.monotonic()
         query = {"limit": str(PAGE)}
         if kind == "pods":
@@ -133,3 +142,9 @@ class Resync:
                 break
         self._store.correct(kind, listed, namespace, taken_at)
         return surprises
+
+
+def _number(result: int | BaseException) -> int:
+    if isinstance(result, BaseException):
+        raise result
+    return result

@@ -98,6 +98,8 @@ class Store:
     _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    _group_of: dict[Key, str] = field(default_factory=dict)
+    _groups: dict[tuple[str, str], set[Key]] = field(default_factory=lambda: defaultdict(set))
 
     # -- read by passes ------------------------------------------------------------------------------
 
@@ -120,6 +122,10 @@ class Store:
     def pods_of(self, key: Key) -> list[PodView]:
         """Return the existing pods with the label of a WorkQueue, by name."""
         return existing(self.pods[pod] for pod in self._pods_of.get(key, ()))
+
+    def group(self, namespace: str, name: str) -> frozenset[Key]:
+        """Return the WorkQueues of a group of limits."""
+        return frozenset(self._groups.get((namespace, name), ()))
 
     def follow(self, key: Key, namespace: str, deployment: str) -> None:
         """Wake a WorkQueue when that Deployment (of a workloadRef) changes. Replaces an earlier `follow`."""
@@ -169,6 +175,7 @@ class Store:
             return False
         known = self.workqueues.get(key)
         now = self.workqueues[key] = _lean("workqueues", body)
+        self._note_group(key, ((now.get("spec") or {}).get("limits") or {}).get("group"))
         changed = known is None or _asks_for(now) != _asks_for(known)
         if changed or (not our_status and now.get("status") != (known or {}).get("status")):
             self.wake(key)
@@ -277,12 +284,24 @@ class Store:
         body = self._objects(kind).pop(key)
         del self._seen[kind, key]
         if kind == "workqueues":
+            self._note_group(key, None)
             self.wake(key)
         elif kind == "deployments":
             for owner in self._owners(body):
                 self.wake(owner)
         else:
             self._disown(key, body)
+
+    def _note_group(self, key: Key, name: str | None) -> None:
+        before = self._group_of.pop(key, None)
+        if before is not None:
+            members = self._groups[key[0], before]
+            members.discard(key)
+            if not members:
+                del self._groups[key[0], before]
+        if name is not None:
+            self._group_of[key] = name
+            self._groups[key[0], name].add(key)
 
     def _disown(self, key: Key, pod: PodView) -> None:
         owner = (key[0], pod.workqueue)

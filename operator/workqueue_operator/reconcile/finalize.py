@@ -21,7 +21,7 @@ from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import deployment_path, workqueue_path
+from workqueue_operator.kube.client import workqueue_path
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store, key_of
 from workqueue_operator.kube.views import PodView, deployment_view
@@ -33,6 +33,7 @@ from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, judge
 from workqueue_operator.workers.client import Address, WorkerStatus
+from workqueue_operator.workers.target import write_own_count
 
 logger = logging.getLogger(__name__)
 
@@ -246,12 +247,7 @@ class Finalizer:
         spec = workqueue.spec
         if spec.worker is None or spec.suspend or spec.replicas is not None:
             return
-        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
-        deployment = self._store.deployment(namespace, name)
-        if deployment is not None and deployment["spec"].get("replicas", 1) == 0:
-            self._store.put_deployment(
-                await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
-            )
+        await write_own_count(workqueue, 1, self._kubernetes, self._store)
 
     async def _require_no_messages(
         self, workqueue: WorkQueue, names: list[str], handle: BrokerHandle
@@ -284,12 +280,7 @@ class Finalizer:
         """Stop the workers. They finish or requeue their messages; then the queue is read again."""
         if workqueue.spec.worker is None:
             return
-        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
-        deployment = self._store.deployment(namespace, name)
-        if deployment is not None and deployment["spec"].get("replicas", 1) > 0:
-            self._store.put_deployment(
-                await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
-            )
+        await write_own_count(workqueue, 0, self._kubernetes, self._store)
         left = self._store.pods_of(workqueue.key)
         if left:
             raise ReconcileError(

@@ -10,7 +10,7 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import QueueMissing
 from workqueue_operator.broker.limits import has_enough
 from workqueue_operator.errors import ReconcileError
-from workqueue_operator.kube.store import Key, Object, Store, key_of
+from workqueue_operator.kube.store import Key, Object, Store
 
 _Limit = TypeVar("_Limit", Limit, RateLimit)
 
@@ -81,14 +81,12 @@ def _members(workqueue: WorkQueue, store: Store, field: str) -> dict[Key, Object
     group = workqueue.spec.limits.group if workqueue.spec.limits is not None else None
     if group is None:
         return {}
+    others = store.group(workqueue.metadata.namespace, group) - {workqueue.key}
     return {
-        key_of(body): limits
-        for body in store.workqueues.containing(group)
-        if key_of(body)[0] == workqueue.metadata.namespace
-        and key_of(body) != workqueue.key
-        and not body["metadata"].get("deletionTimestamp")
-        and (limits := body["spec"].get("limits") or {}).get("group") == group
-        and limits.get(field) is not None
+        key: limits
+        for key in others
+        if not (body := store.workqueues[key])["metadata"].get("deletionTimestamp")
+        and (limits := body["spec"]["limits"]).get(field) is not None
     }
 
 

@@ -154,6 +154,7 @@ class ReconcileQueue:
         self._next_turn: asyncio.Handle | None = None
         self._starts = 0
         self._open = False
+        self._caught_up = asyncio.Event()
 
     def start(self, reconcile: Callable[[Key], Awaitable[NextPass]], is_known: Callable[[Key], bool]) -> None:
         """Run passes from now on.
@@ -163,6 +164,12 @@ class ReconcileQueue:
             is_known: whether a key has had a pass. A first pass takes many requests, and later passes go before it.
         """
         self._reconcile, self._is_known, self._open = reconcile, is_known, True
+        # Later in this turn the caller adds the keys that are there.
+        asyncio.get_running_loop().call_soon(self._note_if_caught_up)
+
+    async def caught_up(self) -> None:
+        """Wait until the passes over the keys that were added at the start have ended."""
+        await self._caught_up.wait()
 
     def add(self, key: Key, lane: Lane = Lane.EVENT) -> None:
         """Run a pass soon; another one if a pass is running; after the pause if that is firm.
@@ -275,6 +282,11 @@ class ReconcileQueue:
                 self._timers[key] = self._clock.call_later(due.after, lambda: self._on_timer(key))
                 if due.firm:
                     self._firm.add(key)
+            self._note_if_caught_up()
+
+    def _note_if_caught_up(self) -> None:
+        if not (self._waiting or self._running):
+            self._caught_up.set()
 
     def _on_timer(self, key: Key) -> None:
         del self._timers[key]

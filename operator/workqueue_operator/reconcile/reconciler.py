@@ -58,7 +58,6 @@ from workqueue_operator.scaling.gather import (
     Connection,
     Gatherer,
     changes_the_count,
-    pause_of_silence,
     reading_seconds,
 )
 from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
@@ -558,7 +557,7 @@ class Reconciler:
         conflict = decision.reason is Reason.CONFLICTING_WRITE
         now = self._clock.monotonic()
         refused_until = state.scaled.next_attempt(now)
-        silent_pause = pause_of_silence(snapshot.readings, state.gathered, snapshot.now)
+        silent_pause = parts.gatherer.pause(snapshot.readings)
         delays = [
             LOOK_AGAIN if fruitless_ring or vanished or conflict else None,
             _next_look(snapshot, decision, state.window, silent_pause),
@@ -602,7 +601,7 @@ def _conflict(message: str | None) -> Finding | None:
 def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:
     """Of several WorkQueues on one queue, the oldest has it."""
     for other in claimants:
-        if store.is_older(other, workqueue.key):
+        if other != workqueue.key and store.is_older(other, workqueue.key):
             raise ReconcileError(
                 Reason.QUEUE_CLAIMED,
                 f"The queue {workqueue.queue_name!r} belongs to {_named(other, workqueue)} on the same broker. "

@@ -25,7 +25,7 @@ from workqueue_operator.scaling import schedule, wait
 from workqueue_operator.scaling.decide import Depth, wanted_replicas
 from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, load, workers_decide
 from workqueue_operator.scaling.snapshot import Snapshot
-from workqueue_operator.workers.client import SILENT_PAUSE, Address, WorkerStatus
+from workqueue_operator.workers.client import Address, WorkerStatus
 from workqueue_operator.workers.target import Targets
 
 FRESH: Final = 1.0
@@ -189,6 +189,10 @@ class Gatherer:
             readings, state = await self._ask_workers(readings, state)
         return replace(snapshot, readings=readings), state
 
+    def pause(self, readings: QueueReadings) -> float:
+        """Return the seconds until workers of which none has answered should be asked again."""
+        return 0.0 if readings.statuses else self._workers.pause([_address(pod) for pod in readings.pods])
+
     async def _ask_who_matters(
         self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState
     ) -> tuple[QueueReadings, GatherState]:
@@ -299,17 +303,6 @@ def reading_seconds(spec: WorkQueueSpec) -> float:
 def _seconds_of_one_reading(spec: WorkQueueSpec) -> float:
     """Return for how long the answers of the workers hold. Without a scale-in delay, each pass asks."""
     return min(spec.scaling.scale_in_delay_seconds / READINGS_PER_DELAY, READING_SECONDS[1])
-
-
-def pause_of_silence(readings: QueueReadings, state: GatherState, now: float) -> float:
-    """Return the seconds until workers of which none answers are asked again: half the time of their silence.
-
-    Otherwise the passes of a thousand WorkQueues with silent workers would keep the operator busy. Pure.
-    """
-    if readings.statuses or not readings.pods:
-        return 0.0
-    silent_for = now - max(state.silent_since.get(pod.uid, now) for pod in readings.pods)
-    return min(silent_for / 2, SILENT_PAUSE[1])
 
 
 def changes_the_count(

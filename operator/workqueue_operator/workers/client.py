@@ -38,7 +38,8 @@ KEPT_OPEN_SECONDS: Final = 2.0
 connections to thousands of workers would take more memory than new ones take time."""
 
 SILENT_PAUSE: Final = (1.0, 15.0)
-"""The first and the longest pause, in seconds, before a worker that did not answer is asked again."""
+"""The first and the longest pause, in seconds, after a worker has not answered. No pass begins to ask it again within
+the pause. A worker that let the request time out is not asked at all, so that no pass waits for it."""
 
 SILENCES_KEPT: Final = 1000
 """Number of silent workers above which deleted ones are removed from memory."""
@@ -126,22 +127,24 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class _Silence:
-    """A worker that let a request time out.
+    """A worker that did not answer.
 
     Attributes:
         failures: how often in a row.
-        until: when it may be asked again, on the monotonic clock.
+        until: the end of its pause, on the monotonic clock.
+        timed_out: whether it let the request time out.
     """
 
     failures: int
     until: float
+    timed_out: bool
 
 
 class Workers:
     """Calls to the workers' endpoints. Must be made inside the running loop.
 
-    A worker that lets a request time out is left alone for a growing pause, so that its silence costs its own
-    WorkQueue one second now and then.
+    A worker that does not answer has a growing pause, so that its silence costs its own WorkQueue one second now and
+    then, and the silence of a thousand workers does not keep the operator busy.
     """
 
     def __init__(self, port: int = PORT) -> None:
@@ -171,6 +174,12 @@ class Workers:
         """
         answers = await self._ask(addresses, lambda address: self._status(address, closed=ENDED))
         return {pod: answer for pod, answer in answers.items() if answer is not None}
+
+    def pause(self, addresses: Sequence[Address]) -> float:
+        """Return the seconds until the first pause of these workers ends; 0 if one of them has none."""
+        now, found = time.monotonic(), [self._silences.get(address.uid) for address in addresses]
+        ends = [silence.until for silence in found if silence is not None]
+        return max(min(ends) - now, 0.0) if ends and len(ends) == len(found) else 0.0
 
     async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
         """Ask workers to stop consuming for the duration of a lease.
@@ -217,11 +226,11 @@ class Workers:
 
     def _is_left_alone(self, address: Address, now: float) -> bool:
         silence = self._silences.get(address.uid)
-        return silence is not None and now < silence.until
+        return silence is not None and silence.timed_out and now < silence.until
 
     def _note(self, address: Address, error: Exception | None) -> None:
-        """Note whether a worker let a request time out. A refused connection is an answer, and a fast one."""
-        if not isinstance(error, TimeoutError):
+        """Note whether a worker answered."""
+        if error is None:
             self._silences.pop(address.uid, None)
             return
         now = time.monotonic()
@@ -233,7 +242,8 @@ class Workers:
             }
         known = self._silences.get(address.uid)
         failures = 1 if known is None else known.failures + 1
-        self._silences[address.uid] = _Silence(failures, now + delay(failures, *SILENT_PAUSE))
+        until = now + delay(failures, *SILENT_PAUSE)
+        self._silences[address.uid] = _Silence(failures, until, isinstance(error, TimeoutError))
 
     def _url(self, address: Address, path: str) -> str:
         host = f"[{address.ip}]" if ":" in address.ip else address.ip
@@ -243,11 +253,13 @@ class Workers:
         try:
             async with self._session.get(self._url(address, STATUS_PATH), allow_redirects=False) as response:
                 text = await body(response, LARGEST_ANSWER)
-            self._note(address, None)
-            return _parse(json.loads(text)) if response.status == HTTPStatus.OK else None
+            if response.status != HTTPStatus.OK:
+                raise ValueError(f"the status of the answer is {response.status}")  # noqa: TRY301 - no answer, too
+            status = _parse(json.loads(text))
         except aiohttp.ClientConnectorError as error:
-            self._note(address, error)
-            return closed if isinstance(error.os_error, ConnectionRefusedError) else None
+            is_answer = closed is not None and isinstance(error.os_error, ConnectionRefusedError)
+            self._note(address, None if is_answer else error)
+            return closed if is_answer else None
         except (
             aiohttp.ClientError,
             TimeoutError,
@@ -260,6 +272,8 @@ class Workers:
         ) as error:
             self._note(address, error)
             return None
+        self._note(address, None)
+        return status
 
     async def _signed(
         self, method: str, address: Address, purpose: signing.Purpose, keys: SigningKeys

@@ -105,16 +105,7 @@ class Targets:
         Raises:
             ClusterError: the API server did not answer.
         """
-        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
-        own = self._store.deployment(namespace, name)
-        if own is None or not is_owned_by(own, workqueue):
-            return
-        if own["spec"].get("replicas", 1) > 0:
-            # The operator may not delete it.
-            stopped = await self._kubernetes.merge(
-                deployment_path(namespace, name), {"spec": {"replicas": 0}}
-            )
-            self._store.put_deployment(stopped)
+        await write_own_count(workqueue, 0, self._kubernetes, self._store)
 
     async def _find(self, namespace: str, name: str) -> Object:
         try:
@@ -129,3 +120,23 @@ class Targets:
             ) from error
         self._store.put_deployment(live)
         return live
+
+
+async def write_own_count(workqueue: WorkQueue, replicas: int, kubernetes: Kubernetes, store: Store) -> None:
+    """Stop the workers that the operator runs, or start some if none runs. It may not delete their Deployment.
+
+    A Deployment of the same name that another owner made is not changed.
+
+    Args:
+        replicas: 0 to stop all.
+
+    Raises:
+        ClusterError: the API server did not answer.
+    """
+    namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+    own = store.deployment(namespace, name)
+    if own is None or not is_owned_by(own, workqueue):
+        return
+    if (own["spec"].get("replicas", 1) == 0) != (replicas == 0):
+        written = await kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": replicas}})
+        store.put_deployment(written)
