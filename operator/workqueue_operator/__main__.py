@@ -142,7 +142,7 @@ class Operator:
             return EXIT_FAILED
         try:
             await self._lead()
-        except (ClusterError, ConfigurationError, LeadershipLostError) as error:
+        except (ClusterError, LeadershipLostError) as error:
             logger.error("The operator cannot continue.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
@@ -159,7 +159,7 @@ class Operator:
                 clients.push_async_callback(self._clusters[-1].close)
             cluster = self._clusters[0]
             if self._config.leader_election:
-                election = await connect()
+                election = await connect(self._config.kubeconfig)
                 clients.push_async_callback(election.close)
                 self._leadership = Leadership(
                     election,
@@ -378,7 +378,7 @@ class Operator:
     # -- health --------------------------------------------------------------------------------------
 
     async def _connect(self, connections: int = CONNECTIONS) -> Cluster:
-        return await connect(self._fence, connections)
+        return await connect(self._config.kubeconfig, self._fence, connections)
 
     def _fence(self) -> None:
         if self._leadership is not None:

@@ -61,6 +61,7 @@ class Config:
     log_level: str = "INFO"
     worker_network_policy: bool = False
     metrics_from: tuple[dict[str, Any], ...] = ()
+    kubeconfig: str | None = None
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
@@ -90,6 +91,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         log_level=read("WORKQUEUE_LOG_LEVEL", level, default.log_level),
         worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", switch, default.worker_network_policy),
         metrics_from=read("WORKQUEUE_METRICS_FROM", peers, ()),
+        kubeconfig=environment.get("KUBECONFIG") or None,
     )
     variables.check()
     return config

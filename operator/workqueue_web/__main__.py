@@ -109,7 +109,7 @@ class PageProcess:
         """Serve until the watch fails, or until another namespace can be watched."""
         config = self._config
         async with AsyncExitStack() as parts:
-            cluster = self._cluster = await connect()
+            cluster = self._cluster = await connect(config.kubeconfig)
             parts.push_async_callback(cluster.close)
             await wait_for_resource(cluster)
             namespaces, left_out = await usable_namespaces(cluster, config.namespaces, KINDS)

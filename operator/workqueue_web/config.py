@@ -54,6 +54,7 @@ class Config:
     resync_seconds: float = 300.0
     log_format: str = "json"
     log_level: str = "INFO"
+    kubeconfig: str | None = None
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
@@ -79,6 +80,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         resync_seconds=read("WORKQUEUE_RESYNC_SECONDS", seconds, default.resync_seconds),
         log_format=read("WORKQUEUE_LOG_FORMAT", one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", level, default.log_level),
+        kubeconfig=environment.get("KUBECONFIG") or None,
     )
     variables.check()
     return config

@@ -263,7 +263,9 @@ class Cluster:
         process = PROCESS.get()
         return next((one for one in self.operators if one.process is process), None)
 
-    async def connect(self, fence: Callable[[], None] = lambda: None, connections: int = 12) -> ModelCluster:
+    async def connect(
+        self, _kubeconfig: str | None = None, fence: Callable[[], None] = lambda: None, connections: int = 12
+    ) -> ModelCluster:
         """What `kube.client.connect` does."""
         return ModelCluster(self.server, OPERATOR, fence, connections)
 

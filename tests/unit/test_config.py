@@ -33,6 +33,7 @@ def test_full_environment_gives_full_config() -> None:
             "WORKQUEUE_LOG_LEVEL": "debug",
             "WORKQUEUE_WORKER_NETWORK_POLICY": "true",
             "WORKQUEUE_METRICS_FROM": '[{"podSelector": {}}]',
+            "KUBECONFIG": "/home/me/.kube/config",
         }
     )
     assert config == Config(
@@ -52,11 +53,12 @@ def test_full_environment_gives_full_config() -> None:
         log_level="DEBUG",
         worker_network_policy=True,
         metrics_from=({"podSelector": {}},),
+        kubeconfig="/home/me/.kube/config",
     )
 
 
 def test_empty_variable_counts_as_unset() -> None:
-    assert from_environment({"WORKQUEUE_PORT": " "}).port == Config().port
+    assert from_environment({"WORKQUEUE_PORT": " ", "KUBECONFIG": ""}).port == Config().port
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import kopf
 import pytest
 
-from workqueue_operator.kube import login, watch
+from workqueue_operator.kube import watch
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
 
@@ -71,6 +71,6 @@ def test_store_keeps_its_own_copy_of_an_event() -> None:
 
 def test_repeated_login_with_same_token_is_a_new_login() -> None:
     """kopf exits when it gets refused credentials again; an API server may refuse them only for a moment."""
-    one, other = (login.Login(server="https://kubernetes", token="same") for _ in range(2))
+    one, other = (watch._Connection(server="https://kubernetes", token="same") for _ in range(2))
     assert one != other
     assert len({one, other}) == 2

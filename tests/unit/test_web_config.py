@@ -30,6 +30,7 @@ def test_full_environment_gives_full_config() -> None:
             "WORKQUEUE_RESYNC_SECONDS": "60",
             "WORKQUEUE_LOG_FORMAT": "text",
             "WORKQUEUE_LOG_LEVEL": "debug",
+            "KUBECONFIG": "/home/me/.kube/config",
         }
     )
     assert config == Config(
@@ -47,6 +48,7 @@ def test_full_environment_gives_full_config() -> None:
         resync_seconds=60.0,
         log_format="text",
         log_level="DEBUG",
+        kubeconfig="/home/me/.kube/config",
     )
 
 

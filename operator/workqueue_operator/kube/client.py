@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
 
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.login import Login, log_in, renewed
 from workqueue_operator.names import FIELD_MANAGER
 
 Object: TypeAlias = dict[str, Any]
@@ -36,67 +37,26 @@ server each one adds to the number of queues that wake in a second."""
 REPORT_CONNECTIONS: Final = 8
 """Connections for statuses and Events."""
 
-USER_AGENT: Final = "workqueue-operator"
-
 _APPLY: Final = "application/apply-patch+yaml"
 _BEYOND_BMP: Final = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
 
 _NAME: Final = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
-
-LOGIN_SECONDS: Final = 60.0
-"""Seconds after which the credentials are read again, because the token of a service account is renewed."""
-
-
-class _Session:
-    """HTTP requests with the credentials of this process."""
-
-    def __init__(self, login: Login, connections: int) -> None:
-        self._login = login
-        self._read_at = time.monotonic()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ssl=login.as_ssl_context()),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
-            proxy=login.proxy_url,
-        )
-
-    async def request(
-        self, method: str, path: str, query: Mapping[str, str], body: str | None, content_type: str
-    ) -> tuple[int, bytes, str | None]:
-        """Send a request; return the status, the text and the header Retry-After of the response."""
-        now = time.monotonic()
-        if now - self._read_at >= LOGIN_SECONDS:
-            self._login, self._read_at = renewed(self._login), now
-        headers = {
-            "Accept": "application/json",
-            "Content-Type": content_type,
-            "User-Agent": USER_AGENT,
-            **self._login.as_http_headers(),
-        }
-        url = f"{self._login.server.rstrip('/')}{path}"
-        async with self._session.request(
-            method, url, params=query, data=body, headers=headers, allow_redirects=False
-        ) as response:
-            return response.status, await response.read(), response.headers.get("Retry-After")
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._session.close()
+_SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 class Cluster:
     """Requests to the API server.
 
     Args:
-        session: sends them.
+        api: an ApiClient of `kubernetes.aio`.
         fence: called before each write. It raises if this process must no longer write.
         connections: how many requests are sent at the same time.
     """
 
     def __init__(
-        self, session: _Session, fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
+        self, api: client.ApiClient, fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
     ) -> None:
-        self._session = session
+        self.api = api
         self._fence = fence
         # Not the limit of aiohttp: the timeout of a request would include the wait for a connection.
         self._connections = asyncio.Semaphore(connections)
@@ -153,7 +113,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        await self.api.close()
 
     async def _request(
         self,
@@ -175,33 +135,59 @@ class Cluster:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | list[Object] | None,
+        body: Object | list[Object] | str | None,
         content_type: str,
     ) -> Object:
         if method != "GET":
             self._fence()
         self.requests += 1
-        text = None if body is None else _yaml(body) if content_type == _APPLY else json.dumps(body)
+        if content_type == _APPLY:
+            # With a parameter in the content type, the client sends the text unchanged.
+            content_type, body = f"{_APPLY}; charset=utf-8", _yaml(body)
         try:
-            status, answer, retry_after = await self._session.request(method, path, query, text, content_type)
+            # Authenticate each request, because the service account token is renewed.
+            request = await self.api.param_serialize(
+                method,
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self.api.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+            text = await response.read()
+        except ApiException as error:
+            raise ClusterError(error.status or 0, str(error.reason)) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, f"the API server did not answer: {error!r}") from error
-        if status >= HTTPStatus.BAD_REQUEST:
-            raise _refusal(status, answer, retry_after)
-        found: Object = json.loads(answer)
-        return found
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(response.status, text, response.headers.get("Retry-After"))
+        answer: Object = json.loads(text)
+        return answer
 
 
-async def connect(fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS) -> Cluster:
-    """Return a client for the cluster (see `login`).
+async def connect(
+    kubeconfig: str | None = None,
+    fence: Callable[[], None] = lambda: None,
+    connections: int = CONNECTIONS,
+) -> Cluster:
+    """Return a client for the cluster of this pod, or for the kubeconfig.
 
     Args:
+        kubeconfig: a file that takes precedence over the service account.
         connections: how many connections it opens at most.
-
-    Raises:
-        ConfigurationError: there are no credentials.
     """
-    return Cluster(_Session(log_in(), connections), fence, connections)
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = connections
+    # Otherwise aiohttp searches for a netrc file in a thread before each request.
+    configuration.client_session_kwargs = {"trust_env": False}
+    # Verify as Go does: the certificates of many clusters lack extensions that Python requires since 3.13.
+    configuration.disable_strict_ssl_verification = True
+    if kubeconfig is None and _SERVICE_ACCOUNT.exists():
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    return Cluster(client.ApiClient(configuration), fence, connections)
 
 
 def _yaml(body: Any) -> str:
