@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import aiohttp
-from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
 
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.light_imports import (
+    ApiClient,
+    ApiException,
+    Configuration,
+    load_incluster_config,
+    load_kube_config,
+)
 from workqueue_operator.names import FIELD_MANAGER
 
 Object: TypeAlias = dict[str, Any]
@@ -54,7 +59,7 @@ class Cluster:
     """
 
     def __init__(
-        self, api: client.ApiClient, fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
+        self, api: ApiClient, fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
     ) -> None:
         self.api = api
         self._fence = fence
@@ -177,17 +182,17 @@ async def connect(
         kubeconfig: a file that takes precedence over the service account.
         connections: how many connections it opens at most.
     """
-    configuration = client.Configuration()
+    configuration = Configuration()
     configuration.connection_pool_maxsize = connections
     # Otherwise aiohttp searches for a netrc file in a thread before each request.
     configuration.client_session_kwargs = {"trust_env": False}
     # Verify as Go does: the certificates of many clusters lack extensions that Python requires since 3.13.
     configuration.disable_strict_ssl_verification = True
     if kubeconfig is None and _SERVICE_ACCOUNT.exists():
-        config.load_incluster_config(client_configuration=configuration)
+        load_incluster_config(client_configuration=configuration)
     else:
-        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-    return Cluster(client.ApiClient(configuration), fence, connections)
+        await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    return Cluster(ApiClient(configuration), fence, connections)
 
 
 def _yaml(body: Any) -> str:

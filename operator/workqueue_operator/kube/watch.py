@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
-import kopf
-
+from workqueue_operator.kube.light_imports import kopf
 from workqueue_operator.kube.resync import PAGE, PATHS
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
