@@ -129,6 +129,26 @@ async def test_renewed_token_of_a_service_account_is_used(
     assert server.asked[0].headers["Authorization"] == "Bearer renewed"
 
 
+@pytest.mark.parametrize(
+    ("host", "server"),
+    [
+        pytest.param("10.96.0.1", "https://10.96.0.1:443", id="ipv4"),
+        pytest.param("fd00::1", "https://[fd00::1]:443", id="ipv6"),
+        pytest.param("", "https://kubernetes.default.svc", id="no-environment"),
+    ],
+)
+def test_pod_needs_no_dns_to_reach_the_api_server(
+    host: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    of_kopf = login.Login(server="https://kubernetes.default.svc", token="secret")
+    monkeypatch.setattr("kopf.login_with_service_account", lambda **_: of_kopf)
+
+    assert login.log_in().server == server
+
+
 def test_process_without_credentials_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -37,6 +37,11 @@ def log_in() -> Login:
     """
     settings = kopf.OperatorSettings()
     found = None if os.environ.get("KUBECONFIG") else kopf.login_with_service_account(settings=settings)
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    if found is not None and host and port:
+        # kopf names the Service, which needs DNS.
+        server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        return Login(**{**vars(found), "server": server})
     found = found or kopf.login_with_kubeconfig(settings=settings)
     if found is None:
         advice = "Run in a pod with a service account, or set KUBECONFIG."
