@@ -127,7 +127,7 @@ else
 endif
 
 .PHONY: faults
-faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/fault-matrix.md
+faults: image ## run the whole fault matrix (about 90 minutes); ARGS=--write updates the table in docs/fault-matrix.md
 	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
 .PHONY: nightly

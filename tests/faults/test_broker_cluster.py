@@ -83,8 +83,8 @@ def test_limit_holds_while_the_node_of_its_tokens_is_down(queues: Work, cluster:
     other = next(one for one in cluster.nodes if one is not node)
     make_tokens(VirtualHost(node, vhost), LIMIT)
     limited = Limited(work)
-    limited.start(WORKERS // 2)
-    limited.start(WORKERS // 2, url=other.url_of(vhost))
+    limited.start(WORKERS // 2, url=cluster.url(vhost, first=node))
+    limited.start(WORKERS // 2, url=cluster.url(vhost, first=other))
     with work.through("concurrency limit: leader's node of three killed (-9)", within=200):
         limited.keep_busy(LIMIT, do="sleep", seconds=RECLAIM_SECONDS + 25)
         node.kill()

@@ -69,9 +69,14 @@ class RabbitCluster:
         """How many running nodes this node sees, including itself."""
         return int(node.evaluate(_RUNNING))
 
-    def url(self, vhost: str) -> str:
-        """The AMQP URL of a virtual host with the addresses of all nodes, as guest."""
-        places = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+    def url(self, vhost: str, first: Broker | None = None) -> str:
+        """The AMQP URL of a virtual host with the addresses of all nodes, as guest.
+
+        Args:
+            first: the node that clients try first.
+        """
+        nodes = sorted(self.nodes, key=lambda node: node is not first)
+        places = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
         return self.nodes[0].url_of(vhost).replace(f"127.0.0.1:{self.nodes[0].port}", places)
 
     @property
