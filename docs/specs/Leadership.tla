@@ -16,6 +16,7 @@ CONSTANTS
     StopsFirst,      \* a holder stops writing before it releases the Lease
     TestsCount,      \* the write tests the count that the decision was made from
     TestsVersion,    \* the API server refuses a write of an old version of the Lease
+    EndsWhenLost,    \* a process whose Lease has ended never leads again
     Claims,          \* a release serves a namespace only if it has the claim
     \* Assumption. An open variant sets it to FALSE.
     ClockRuns        \* the monotonic clock of a frozen process runs on
@@ -34,14 +35,15 @@ VARIABLES
     frozen,
     count,      \* API server: replicas of one Deployment
     write,      \* each process: its write of that count
+    refused,    \* the processes to which the fence has refused a write
     claim,      \* API server: the release that serves the namespace
     believes,   \* each process: the release that serves the namespace, as it last read it
     door,       \* the processes whose doorbell is installed
     overlap, blind, freezes, moves, writes
 
-vars == <<lease, valid, known, request, frozen, count, write, claim, believes, door, overlap, blind, freezes, moves, writes>>
+vars == <<lease, valid, known, request, frozen, count, write, refused, claim, believes, door, overlap, blind, freezes, moves, writes>>
 
-NoRequest == [st |-> "none", base |-> 0, age |-> 0]
+NoRequest == [st |-> "none", base |-> 0, age |-> 0, renews |-> FALSE]
 NoWrite == [st |-> "none", saw |-> 0, to |-> 0]
 Leads(p) == valid[p] > 0
 Awake(p) == p \notin frozen
@@ -52,13 +54,13 @@ Init ==
     /\ known = [p \in Procs |-> [version |-> 0, left |-> 0]]
     /\ request = [p \in Procs |-> NoRequest]
     /\ frozen = {}
-    /\ count = 1 /\ write = [p \in Procs |-> NoWrite]
+    /\ count = 1 /\ write = [p \in Procs |-> NoWrite] /\ refused = {}
     /\ claim = A /\ believes = [p \in Procs |-> A]
     /\ door = {}
     /\ overlap = FALSE /\ blind = FALSE /\ freezes = 0 /\ moves = 0 /\ writes = 0
 
 election == <<lease, valid, known, request>>
-counts == <<count, write, blind, writes>>
+counts == <<count, write, refused, blind, writes>>
 shards == <<claim, believes, door, moves>>
 
 ------------------------------------------------------------------------------
@@ -74,8 +76,11 @@ Look(p) ==
 Send(p) ==
     /\ Awake(p) /\ request[p].st = "none"
     /\ lease[Of(p)].version < MaxVersion
-    /\ Leads(p) \/ (known[p].left = 0 /\ known[p].version = lease[Of(p)].version)
-    /\ request' = [request EXCEPT ![p] = [st |-> "sent", base |-> known[p].version, age |-> 0]]
+    /\ \/ Leads(p)
+       \/ /\ known[p].left = 0 /\ known[p].version = lease[Of(p)].version
+          \* A process that has led before was restarted, and has decided nothing.
+          /\ EndsWhenLost => p \notin refused /\ write[p].st # "decided"
+    /\ request' = [request EXCEPT ![p] = [st |-> "sent", base |-> known[p].version, age |-> 0, renews |-> Leads(p)]]
     /\ UNCHANGED <<lease, valid, known, frozen, counts, shards, overlap, freezes>>
 
 (* The API server handles the request, also while the process is frozen. *)
@@ -90,8 +95,9 @@ Receive(p) ==
 
 Answer(p) ==
     /\ Awake(p) /\ request[p].st = "done"
-    /\ LET since == IF CountsFromRequest THEN request[p].age ELSE 0 IN
-        valid' = [valid EXCEPT ![p] = IF since < LeaseTicks THEN LeaseTicks - since ELSE 0]
+    /\ LET since == IF CountsFromRequest THEN request[p].age ELSE 0
+           late == EndsWhenLost /\ request[p].renews /\ ~Leads(p) IN
+        valid' = [valid EXCEPT ![p] = IF since < LeaseTicks /\ ~late THEN LeaseTicks - since ELSE 0]
     /\ known' = [known EXCEPT ![p] = [version |-> request[p].base, left |-> LeaseTicks]]
     /\ request' = [request EXCEPT ![p] = NoRequest]
     /\ overlap' = (overlap \/ \E q \in Procs : q # p /\ Of(q) = Of(p) /\ valid'[p] > 0 /\ valid'[q] > 0)
@@ -145,7 +151,7 @@ Decide(p) ==
     /\ Awake(p) /\ Leads(p) /\ believes[p] = Of(p) /\ write[p].st = "none" /\ writes < MaxWrites
     /\ \E to \in 0..2 : to # count /\ write' = [write EXCEPT ![p] = [st |-> "decided", saw |-> count, to |-> to]]
     /\ writes' = writes + 1
-    /\ UNCHANGED <<election, frozen, count, blind, shards, overlap, freezes>>
+    /\ UNCHANGED <<election, frozen, count, refused, blind, shards, overlap, freezes>>
 
 (* The fence is tested, then the request is sent. *)
 Write(p) ==
@@ -153,7 +159,8 @@ Write(p) ==
     /\ IF Fence => Leads(p)
         THEN /\ write' = [write EXCEPT ![p].st = "sent"]
              /\ overlap' = (overlap \/ \E q \in Procs : q # p /\ Of(q) = Of(p) /\ Leads(q))
-        ELSE write' = [write EXCEPT ![p] = NoWrite] /\ UNCHANGED overlap
+             /\ UNCHANGED refused
+        ELSE write' = [write EXCEPT ![p] = NoWrite] /\ refused' = refused \cup {p} /\ UNCHANGED overlap
     /\ UNCHANGED <<election, frozen, count, blind, writes, shards, freezes>>
 
 Land(p) ==
@@ -162,7 +169,13 @@ Land(p) ==
         THEN count' = write[p].to /\ blind' = (blind \/ write[p].saw # count)
         ELSE UNCHANGED <<count, blind>>
     /\ write' = [write EXCEPT ![p] = NoWrite]
-    /\ UNCHANGED <<election, frozen, writes, shards, overlap, freezes>>
+    /\ UNCHANGED <<election, frozen, refused, writes, shards, overlap, freezes>>
+
+(* Of a process that is not leading, and was refused a write: it ends, and another one begins in its place. *)
+Restart(p) ==
+    /\ Awake(p) /\ ~Leads(p) /\ p \in refused /\ request[p].st = "none"
+    /\ refused' = refused \ {p}
+    /\ UNCHANGED <<election, frozen, count, write, blind, writes, shards, overlap, freezes>>
 
 ------------------------------------------------------------------------------
 (* Doorbells and shards *)
@@ -200,7 +213,7 @@ LookAtClaims(p) ==
 
 Next == Tick \/ Move \/ \E p \in Procs :
     Look(p) \/ Send(p) \/ Receive(p) \/ Answer(p) \/ LoseAnswer(p) \/ Reread(p) \/ Release(p) \/ Freeze(p) \/ Thaw(p)
-    \/ Decide(p) \/ Write(p) \/ Land(p) \/ Install(p) \/ Leave(p) \/ Disconnect(p) \/ LookAtClaims(p)
+    \/ Decide(p) \/ Write(p) \/ Land(p) \/ Restart(p) \/ Install(p) \/ Leave(p) \/ Disconnect(p) \/ LookAtClaims(p)
 
 Spec == Init /\ [][Next]_vars
 
@@ -213,6 +226,9 @@ OneLeader ==
 
 (* No write changes a count that its writer did not see. *)
 NoStaleWrite == ~blind
+
+(* All parts of a leader write: none of them was refused a write, after which it writes nothing more. *)
+LeaderWrites == \A p \in refused : ~Leads(p)
 
 (* Two doorbells exist only until a process that lost its Lease, or its claim, has noticed that. *)
 Settled(p) == Awake(p) /\ Serves(p) /\ believes[p] = claim

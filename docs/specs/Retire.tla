@@ -19,6 +19,7 @@ CONSTANTS
     Deadline,       \* the count is lowered only while the leases last
     Renews,         \* leases are renewed until Kubernetes has removed the pods
     TestsCount,     \* the write tests the count that the decision was made from
+    AsksStarting,   \* a pod that is not Ready is asked, because its worker may run
     \* Assumptions. An open variant sets one of them to FALSE.
     ReadyStays,     \* a Ready pod that is busy stays Ready during a scale-in
     OutageIsShort,  \* some operator leads again before a lease ends
@@ -103,9 +104,10 @@ Ask ==
     /\ op.pc = "begun"
     /\ \E asked \in SUBSET op.view :
         /\ asked # {} /\ Number(asked) <= op.observed - Least
-        /\ LET agreed == {p \in asked : pods[p].st = "on" /\ work[p] # "busy"} IN
-            /\ Retire(agreed)
-            /\ op' = View([op EXCEPT !.pc = "asked", !.agreed = agreed, !.age = 0])
+        /\ LET agreed == {p \in asked : pods[p].st = "on" /\ work[p] # "busy"}
+               unasked == IF AsksStarting THEN {} ELSE asked \cap op.unready IN
+            /\ Retire(agreed \ unasked)
+            /\ op' = View([op EXCEPT !.pc = "asked", !.agreed = agreed \cup unasked, !.age = 0])
     /\ UNCHANGED <<kubernetes, history>>
 
 CallOff(next) == op' = [op EXCEPT !.pc = next, !.view = {}, !.unready = {}, !.marked = {}]
