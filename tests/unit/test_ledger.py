@@ -85,8 +85,10 @@ def test_fault_table_has_a_line_per_fault_and_loss_fails(tmp_path: Path) -> None
     report.row("said", "", 0, 0, 0, 0, None)
     with pytest.raises(AssertionError, match=r"cut \(RabbitMQ 4.3.6\): 1 of 2 .* are lost: 1 .*: \[1\]"):
         report.ledger("cut", "4.3.6", ledger(event(0, "done")), None)
-    assert faults.table(faults.read(file)) == [
-        ("cut", "4.0.5", "2", "4", "0", "0", "2.0", "3.0"),
-        ("cut", "4.3.6", "1", "2", "1", "0", "-", "-"),
-        ("said", "-", "1", "0", "0", "0", "-", "-"),
+    *lines, dates = zip(*faults.table(faults.read(file)), strict=True)
+    assert list(zip(*lines, strict=True)) == [
+        ("cut", "4.0.5", "2", "4", "0", "0", "2.0", "3.0", ""),
+        ("cut", "4.3.6", "1", "2", "1", "0", "-", "-", ""),
+        ("said", "-", "1", "0", "0", "0", "-", "-", ""),
     ]
+    assert len(set(dates)) == 1

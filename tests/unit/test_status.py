@@ -238,7 +238,7 @@ def test_busy_queue_does_not_rewrite_its_conditions(one: Any, two: Any) -> None:
 
 
 def fields(given: Outcome, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    made = workqueue(status=before, queue={"name": "jobs.v2"})
+    made = workqueue(status=before, metadata={"generation": 3}, queue={"name": "jobs.v2"})
     return status(made, given, conditions(made, given), NOW)
 
 
