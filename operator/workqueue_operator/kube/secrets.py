@@ -150,8 +150,14 @@ class Secrets:
         """Read a Secret. Concurrent callers share one read, because 1,000 WorkQueues may use the same Secret."""
         if where not in self._reading:
             reading = self._reading[where] = asyncio.create_task(self._read_again(where))
-            reading.add_done_callback(lambda _: self._reading.pop(where, None))
+            reading.add_done_callback(lambda done: self._on_read(where, done))
         return await asyncio.shield(self._reading[where])
+
+    def _on_read(self, where: tuple[str, str], done: asyncio.Task[_Entry]) -> None:
+        self._reading.pop(where, None)
+        if not done.cancelled():
+            # Otherwise asyncio would log the error of a read whose callers were cancelled. Seed 211 found that.
+            done.exception()
 
     def forget(self, namespace: str, name: str) -> None:
         """Expire the Secret, so that the next use reads it again."""
