@@ -392,7 +392,7 @@ class ModelChannel:
         self._call(carry_out)
 
     def exchange_declare(
-        self, exchange: str, exchange_type: Any = None, *, callback: Any, passive: bool = False, **_: Any
+        self, exchange: str, exchange_type: Any = None, *, callback: Any = None, passive: bool = False, **_: Any
     ) -> None:
         def carry_out() -> None:
             exchanges = self.connection.rabbit.exchanges
@@ -418,7 +418,9 @@ class ModelChannel:
     def exchange_bind(self, destination: str, source: str, routing_key: str, *, callback: Any) -> None:
         self._bind(source, routing_key, destination, callback, is_queue=False)
 
-    def queue_bind(self, queue: str, exchange: str, routing_key: str, *, callback: Any, **_: Any) -> None:
+    def queue_bind(
+        self, queue: str, exchange: str, routing_key: str, *, callback: Any = None, **_: Any
+    ) -> None:
         self._bind(exchange, routing_key, queue, callback, is_queue=True)
 
     def _bind(self, exchange: str, pattern: str, target: str, callback: Any, *, is_queue: bool) -> None:
@@ -533,7 +535,10 @@ class ModelChannel:
             raise ChannelWrongStateError("Channel is closed.")
 
     def _call(self, carry_out: Callable[[], None]) -> None:
-        """A synchronous method: the next one is sent after its answer."""
+        """A synchronous method: the next one is sent after its answer.
+
+        pika does not ask for an answer without a callback. Here there is one, so that the next method is only later.
+        """
         self._require_open()
         self._calls.append(lambda: self.connection.send(self, carry_out))
         self._next_call()
