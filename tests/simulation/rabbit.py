@@ -392,7 +392,13 @@ class ModelChannel:
         self._call(carry_out)
 
     def exchange_declare(
-        self, exchange: str, exchange_type: Any = None, *, callback: Any = None, passive: bool = False, **_: Any
+        self,
+        exchange: str,
+        exchange_type: Any = None,
+        *,
+        callback: Any = None,
+        passive: bool = False,
+        **_: Any,
     ) -> None:
         def carry_out() -> None:
             exchanges = self.connection.rabbit.exchanges
