@@ -52,11 +52,11 @@ FOUND = {
     "status forgotten": 133,
     "ring forgotten": 147,
     "unreachable is busy": 161,
+    "no watchdog": 309,
     "unscheduled is dead": 341,
     "replicas applied away": 379,
     "leases not renewed": 648,
     "store is not corrected": 687,
-    "no watchdog": 923,
 }
 """Mutants that the simulation finds, and a seed that fails with each."""
 
