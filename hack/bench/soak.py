@@ -39,7 +39,6 @@ QUEUE: Final = "jobs"
 DELAYS: Final = (1, 2)
 """Seconds until a message is retried."""
 WORKERS: Final = 3
-SAFE_AFTER_SECONDS: Final = 3.0
 STALL_SECONDS: Final = 60.0
 """The backlog must shrink within this time. The total time depends on the machine."""
 
@@ -115,7 +114,7 @@ class Soak:
         source = from_url(self._vhost.url)
         with PublishPipeline(lambda: source, "soak", timeout_seconds=60) as publisher:
             publisher.declare_plan(plan(QueueSettings(QUEUE, QueueType.QUORUM, delivery_limit=1000))).result()
-            time.sleep(SAFE_AFTER_SECONDS)  # a queue declared just before a crash may not recover
+            self._broker.save_queues()
             for number in range(WORKERS):
                 self._start_worker(number)
             flow = threading.Thread(target=self._flow, args=(publisher,))

@@ -124,7 +124,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
 
 @pytest.mark.slow
 def test_delayed_message_is_cancelled_by_its_id(run: Any, workqueue: WorkQueueUnderTest) -> None:
-    run("send", "plugin", '{"id": "unwanted"}', "--delay", "10")
+    run("send", "plugin", '{"id": "unwanted"}', "--delay", "30")
     [waiting] = run("delayed", "list", "plugin", "-o", "json").json["messages"]
 
     done = run("cancel", "plugin", waiting["id"], "-o", "json")

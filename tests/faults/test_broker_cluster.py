@@ -43,7 +43,8 @@ def queues(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator
             connect=lambda: cluster.connect(vhost.name),
         )
         made.declare()
-        made.await_durable()
+        for node in cluster.nodes:
+            node.save_queues()
         yield made
         cluster.start_missing()
 

@@ -22,7 +22,7 @@ RESTARTS = [
 @pytest.mark.parametrize(("fault", "kill"), RESTARTS)
 def test_work_survives_broker_restart(work: Work, fault: str, kill: bool) -> None:
     work.declare()
-    work.await_durable()
+    work.broker.save_queues()
     work.start(2)
     with work.through(fault, within=30):
         work.broker.restart(kill=kill)

@@ -60,7 +60,7 @@ RESTARTS = [
 def test_cancels_survive_broker_restart(work: Work, fault: str, kill: bool) -> None:
     put(work, *CANCELLED, *OTHERS, *DISCARDED)
     cancel(work)
-    work.await_durable()  # the stream, too
+    work.broker.save_queues()  # the stream, too
 
     work.broker.restart(kill=kill)
 

@@ -127,7 +127,7 @@ RESTARTS = [("broker restarted", False), ("broker killed (-9) and started", True
 @pytest.mark.parametrize(("fault", "kill"), RESTARTS)
 def test_limit_holds_through_broker_restart(limited: Limited, fault: str, kill: bool) -> None:
     work = limited.work
-    work.await_durable()
+    work.broker.save_queues()
     limited.start(WORKERS)
     with work.through(f"concurrency limit: {fault}", within=90):
         limited.keep_busy(40, do="sleep", seconds=0.5)
@@ -146,7 +146,7 @@ def test_limit_holds_through_broker_restart(limited: Limited, fault: str, kill: 
 def test_limit_holds_for_handlers_that_survive_a_killed_broker(limited: Limited) -> None:
     """They ignore their cancellation, and take the first tokens of the new broker."""
     work = limited.work
-    work.await_durable()
+    work.broker.save_queues()
     limited.start(WORKERS)
     with work.through("concurrency limit: broker killed (-9) under handlers that run on", within=120):
         limited.keep_busy(LIMIT, do="ignore", seconds=RECLAIM_SECONDS + 10)

@@ -27,7 +27,7 @@ def burst(work: Work) -> float:
 @pytest.mark.parametrize(("fault", "kill"), RESTARTS)
 def test_rate_holds_through_broker_restart(work: Work, fault: str, kill: bool) -> None:
     work.declare()
-    work.await_durable()
+    work.broker.save_queues()
     work.measures = {"starts in a burst": lambda: round(burst(work), 1)}
     with leader_in_a_thread(work.vhost, LIMIT):
         work.start(2, *RATED)

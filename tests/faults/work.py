@@ -24,7 +24,6 @@ from tests.support.ledger import Ledger, dead_letter
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import THREADS, Worker, Workers, publish, take_all
-from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.contract import headers
 from workqueue.contract.topology import QueueSettings, QueueType, delay_route, plan
 
@@ -196,10 +195,6 @@ class Work:
                 channel.exchange_bind(step.exchange, step.source, step.routing_key)
             for binding in delays.bindings:
                 channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
-
-    def await_durable(self) -> None:
-        """A quorum queue survives the death of its broker only some time after it was declared."""
-        time.sleep(SAFE_AFTER_SECONDS)
 
     def start(
         self,

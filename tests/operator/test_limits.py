@@ -93,6 +93,7 @@ async def test_tokens_survive_a_killed_broker() -> None:
         async with probe(server.url) as broker:
             await broker.ready()
             await Limits().ensure(LIMIT, broker)
+        server.save_queues()
 
         server.restart(kill=True)
 

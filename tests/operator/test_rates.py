@@ -199,6 +199,7 @@ async def test_tokens_are_published_again_after_rabbitmq_was_killed() -> None:
             feeder = RateFeeder(lambda: True, lambda _: None)
             await feeder.ensure(KEY, LIMIT, broker, is_wanted=True)
             await until(lambda: server.depth(NAME) == Depth(5, 0))
+            server.save_queues()
 
             server.restart(kill=True)
 

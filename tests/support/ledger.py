@@ -1,7 +1,7 @@
 """Sent messages and their outcomes, recorded outside the system under test.
 
 Every message that was confirmed to its publisher must be done, dead-lettered or waiting in a queue. A message
-that ended more than once must have a cause: RabbitMQ delivered it again, or a retry had two copies.
+that ended more than once must have a cause: RabbitMQ delivered it again or moved it twice, or a retry had two copies.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Id: TypeAlias = Hashable
 
 DELIVERED_AGAIN: Final = "delivered again"
 COPIED_TWICE: Final = "retried or given up with two copies"
+MOVED_TWICE: Final = "moved from a delay queue before RabbitMQ died and again after it"
 
 _FAILURE: Final = (headers.ATTEMPT, headers.FAILED_AT, headers.WORKER)
 
@@ -47,6 +48,7 @@ class Ledger:
     causes: dict[str, set[Id]] = field(default_factory=lambda: defaultdict(set))
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _retried: set[tuple[Id, int]] = field(default_factory=set, repr=False)
+    _ways: dict[Id, str | None] = field(default_factory=dict, repr=False)
     _given_up: set[tuple[Id, tuple[Any, ...]]] = field(default_factory=set, repr=False)
 
     # -- input
@@ -59,8 +61,8 @@ class Ledger:
     def read_events(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Take in what handlers wrote: `Worker.events` of tests/support/worker.py, or `Lab` results.
 
-        An event has `id` and `event` (`start`, `end` or `done`, others are passed over), and perhaps `attempt`
-        and `redelivered`.
+        An event has `id` and `event` (`start`, `end` or `done`, others are passed over), and perhaps `attempt`,
+        `redelivered` and `headers`. RabbitMQ writes into the header `x-death` when it moved a message.
         """
         for event in events:
             number, kind, attempt = event["id"], event["event"], event.get("attempt", 1)
@@ -73,6 +75,8 @@ class Ledger:
                     if (number, attempt) in self._retried:
                         self.causes[COPIED_TWICE].add(number)
                     self._retried.add((number, attempt))
+                elif self._ways.setdefault(number, way := event.get("headers", {}).get("x-death")) != way:
+                    self.causes[MOVED_TWICE].add(number)
 
     def read_dead(self, letters: Iterable[Mapping[str, Any]]) -> None:
         """Take in the dead-letter queue: JSON bodies, or what `dead_letter` makes of each message."""

@@ -267,6 +267,10 @@ class Broker:
             os.kill(_children(process.pid)[0], signal.SIGKILL)
         process.communicate()
 
+    def save_queues(self) -> None:
+        """Write to disk which queues exist. A server that is killed forgets those of the last half second."""
+        self.evaluate("[dets:sync(Table) || Table <- dets:all()], catch mnesia:sync_log()")
+
     def restart(self, *, kill: bool = False) -> None:
         """Stop (or kill) it and start it again on the same ports with the same data."""
         if kill:

@@ -77,6 +77,15 @@ def test_duplicate_dead_letters_of_one_failure_are_explained() -> None:
     assert bare.unexplained == {0}
 
 
+@pytest.mark.parametrize(("seconds", "unexplained"), [((4, 9), set()), ((4, 4), {0})], ids=["twice", "once"])
+def test_delayed_message_that_rabbitmq_moved_twice_is_explained(
+    seconds: tuple[int, int], unexplained: set[int]
+) -> None:
+    starts = [{**event(0, "start"), "headers": {"x-death": f"moved at {second}"}} for second in seconds]
+    made = ledger(*starts, event(0, "end"), event(0, "end"), event(1, "done"))
+    assert (made.duplicates, made.unexplained) == ({0: 1}, unexplained)
+
+
 def test_fault_table_has_a_line_per_fault_and_loss_fails(tmp_path: Path) -> None:
     file = tmp_path / "report"
     report = Report(file)

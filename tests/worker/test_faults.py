@@ -17,9 +17,6 @@ from workqueue.amqp.connection import Connection
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, work_queue
 
-SAFE_AFTER_SECONDS = 2.5
-"""A quorum queue declared just before a crash of RabbitMQ may not recover."""
-
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
 
 
@@ -190,7 +187,7 @@ def test_broker_restart_loses_no_message(
     rabbitmq: Broker, vhost: VirtualHost, workers: Workers, kill: bool
 ) -> None:
     worker = workers.start(vhost.url).wait_consuming()
-    time.sleep(SAFE_AFTER_SECONDS)
+    rabbitmq.save_queues()
     publish(vhost, {"id": 1, "do": "sleep", "seconds": 60}, {"id": 2}, {"id": 3})
     eventually(lambda: worker.events_of("start") == [1])
     rabbitmq.restart(kill=kill)
