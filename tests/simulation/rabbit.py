@@ -312,6 +312,7 @@ class ModelChannel:
         if self.gone:
             return
         if found is not None and found.is_full:
+            rabbit.on_own_refused(self, message)
             self.answer(self._confirmed, spec.Basic.Nack(tag))
             return
         done = rabbit.publish(exchange, message)
@@ -829,7 +830,7 @@ class Rabbit:
         down: whether it refuses connections.
         hung: whether it takes connections and frames and answers nothing.
         alarm: whether it confirms nothing that is published.
-        on_ack, on_delete, on_delivery, on_push, on_own_publish: heard by the properties.
+        on_ack, on_delete, on_delivery, on_push, on_own_publish, on_own_refused: heard by the properties.
     """
 
     def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
@@ -856,6 +857,8 @@ class Rabbit:
         self.on_push: Callable[[ModelQueue, ModelMessage], None] = lambda *_: None
         self.on_own_publish: Callable[[ModelChannel, ModelMessage], None] = lambda _channel, _message: None
         """Called with each message that an operator publishes and RabbitMQ stores, and with its channel."""
+        self.on_own_refused: Callable[[ModelChannel, ModelMessage], None] = lambda _channel, _message: None
+        """The same for each one that RabbitMQ refuses, since the queue is full."""
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
 
     def latency(self) -> float:
