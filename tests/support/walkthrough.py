@@ -2,8 +2,9 @@
 
 A page is written for people. Comments before a block tell the test what a person does by reading:
 
-    <!-- walkthrough: background -->    a command for a terminal of its own, which goes on
-    <!-- walkthrough: skip -->          what is true of this checkout already, or is not for this place
+    <!-- walkthrough: background -->             a command for a terminal of its own, which goes on
+    <!-- walkthrough: background until TEXT -->  the same; the page goes on when its output has the text
+    <!-- walkthrough: skip -->                   what is true of this checkout already, or is not for this place
 
 A block `sh` is run, a block `text` is what the block before it prints, and a block that begins with a file's
 name in a comment is written to that file.
@@ -22,14 +23,15 @@ from pathlib import Path
 from typing import Final
 
 _BLOCK: Final = re.compile(
-    r"(?:^<!-- walkthrough: (?P<mark>\w+) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+    r"(?:^<!-- walkthrough: (?P<mark>\w+)(?: until (?P<until>[^\n]+?))? -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 _FILE: Final = re.compile(r"# ([\w.-]+)\n")
 _HEADER: Final = re.compile(r"[A-Z]{2,}[A-Z() -]*(  |$)")
 _BACKGROUND: Final = """
 setsid bash -c {command} >{output} 2>&1 </dev/null & echo $! >>pids
-for _ in $(seq 200); do [ -s {output} ] && break; sleep 0.1; done
+for _ in $(seq 200); do grep -q {until} {output} && break; sleep 0.1; done
+grep -q {until} {output}
 """
 
 
@@ -40,12 +42,13 @@ class Block:
     language: str
     body: str
     mark: str
+    until: str
 
 
 def blocks(page: str) -> Iterator[Block]:
     """Every fenced block of a page."""
     for found in _BLOCK.finditer(page):
-        yield Block(found["language"], found["body"], found["mark"] or "")
+        yield Block(found["language"], found["body"], found["mark"] or "", found["until"] or "")
 
 
 def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: float) -> None:
@@ -60,7 +63,8 @@ def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: floa
         if block.mark == "skip":
             continue
         if block.language == "sh" and block.mark == "background":
-            script.append(_BACKGROUND.format(command=shlex.quote(block.body), output=f"output.{number}"))
+            command, until = shlex.quote(block.body), shlex.quote(block.until)
+            script.append(_BACKGROUND.format(command=command, output=f"output.{number}", until=until))
         elif block.language == "sh":
             script.append(f"{{\n{block.body}}} >output.{number} 2>&1")
         elif block.language == "text":

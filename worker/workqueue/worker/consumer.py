@@ -73,6 +73,7 @@ class Consumer:
         self._declared = not config.declare
         self._is_classic = False
         self._problem: str | None = None
+        self._has_consumed = False
         self._too_few_channels: str | None = None
         self.connection = connect(
             binding_source, f"{config.queue} consumer", on_open=self._opened, on_lost=self._lost
@@ -302,6 +303,9 @@ class Consumer:
         # All slots have the same problem at the same time. It is logged once, until it is over.
         if reason is not None and reason != self._problem:
             logger.warning(sentence, extra={"queue": self._config.queue, "reason": reason})
+        elif reason is None and not self._has_consumed:
+            self._has_consumed = True
+            logger.info("Consuming.", extra={"queue": self._config.queue})
         elif reason is None and self._problem is not None:
             logger.info("Consuming again.", extra={"queue": self._config.queue})
         self._problem = reason
