@@ -11,7 +11,7 @@ from typing import Any, Final
 from tests.simulation.apiserver import Key, Object
 from tests.simulation.cluster import OPERATOR, condition
 from tests.simulation.controllers import REPLICASETS, is_ready, labelled
-from tests.simulation.rabbit import ModelChannel, ModelConsumer, ModelMessage, ModelQueue
+from tests.simulation.rabbit import ModelChannel, ModelConnection, ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from tests.simulation.world import BEGIN
@@ -132,7 +132,7 @@ class Properties:
             rabbit.on_delete = self._on_delete
             rabbit.on_delivery = self._on_delivery
             rabbit.on_own_publish = self._on_own_publish
-            rabbit.on_own_refused = self._on_own_refused
+            rabbit.on_declare = self._on_declare
             rabbit.on_push = self._on_push
 
     # -- at each event -------------------------------------------------------------------------------
@@ -323,10 +323,14 @@ class Properties:
                 "starts without a token", f"{self._starts[entry]} starts of {limit}, {tokens} tokens"
             )
 
-    def _on_token(self, channel: ModelChannel, queue: str, *, is_stored: bool) -> None:
+    def _on_declare(self, connection: ModelConnection, queue: str) -> None:
+        """An operator begins to publish the tokens of a limit when it has declared their queue."""
+        self._paces.setdefault((connection.rabbit.name, queue, connection.process), (2.0, self._world.now))
+
+    def _on_token(self, channel: ModelChannel, queue: str) -> None:
         """An operator publishes tokens at the rate, and after a pause the burst. A new one begins without a burst."""
         rabbit, now = channel.connection.rabbit, self._world.now
-        self._tokens[rabbit.name, queue] += is_stored
+        self._tokens[rabbit.name, queue] += 1
         limits = next(
             one.spec["limits"]
             for one in self._stage.workqueues.values()
@@ -335,7 +339,7 @@ class Properties:
         # One token is in progress, and one was published before the pause.
         entry, most = (rabbit.name, queue, channel.connection.process), limits["burst"] + 2.0
         left, at = self._paces.get(entry, (2.0, now))
-        left = min(left + (now - at) * limits["ratePerSecond"], most) - is_stored
+        left = min(left + (now - at) * limits["ratePerSecond"], most) - 1.0
         self._paces[entry] = left, now
         if left < -MILLISECOND:
             self._world.violated(
@@ -377,7 +381,7 @@ class Properties:
     def _on_own_publish(self, channel: ModelChannel, message: ModelMessage) -> None:
         """A slot of a recurring message is published once, unless an Event names it."""
         if message.is_transient:
-            self._on_token(channel, message.routing_key, is_stored=True)
+            self._on_token(channel, message.routing_key)
         if "/" not in message.original:
             return
         stage, name = self._stage, message.original.partition("/")[0]
@@ -388,11 +392,6 @@ class Properties:
         named = any(message.original in said for other, _, said in stage.told if other == key)
         if stage.published[message.original] > 1 and not named:
             self._world.violated("a recurring message repeats", f"{message.original}, and no Event says so")
-
-    def _on_own_refused(self, channel: ModelChannel, message: ModelMessage) -> None:
-        """A refused token shows from when on an operator publishes them."""
-        if message.is_transient:
-            self._on_token(channel, message.routing_key, is_stored=False)
 
     def _on_push(self, queue: ModelQueue, message: ModelMessage) -> None:
         """A delayed message comes at its time: never before, and soon after it while the broker is well."""

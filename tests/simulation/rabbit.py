@@ -312,7 +312,6 @@ class ModelChannel:
         if self.gone:
             return
         if found is not None and found.is_full:
-            rabbit.on_own_refused(self, message)
             self.answer(self._confirmed, spec.Basic.Nack(tag))
             return
         done = rabbit.publish(exchange, message)
@@ -366,6 +365,8 @@ class ModelChannel:
             elif queue in rabbit.exclusive_elsewhere(self.connection):
                 self.close_by_broker(405, "RESOURCE_LOCKED - cannot obtain exclusive access")
                 return
+            if not passive:
+                rabbit.on_declare(self.connection, queue)
             if found.leaderless and not found.answers_zero and rabbit.declare_hangs:
                 self._wait_for(found, lambda: self._reply_declared(queue, callback))
             else:
@@ -830,7 +831,7 @@ class Rabbit:
         down: whether it refuses connections.
         hung: whether it takes connections and frames and answers nothing.
         alarm: whether it confirms nothing that is published.
-        on_ack, on_delete, on_delivery, on_push, on_own_publish, on_own_refused: heard by the properties.
+        on_ack, on_delete, on_delivery, on_push, on_own_publish, on_declare: heard by the properties.
     """
 
     def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
@@ -857,8 +858,8 @@ class Rabbit:
         self.on_push: Callable[[ModelQueue, ModelMessage], None] = lambda *_: None
         self.on_own_publish: Callable[[ModelChannel, ModelMessage], None] = lambda _channel, _message: None
         """Called with each message that an operator publishes and RabbitMQ stores, and with its channel."""
-        self.on_own_refused: Callable[[ModelChannel, ModelMessage], None] = lambda _channel, _message: None
-        """The same for each one that RabbitMQ refuses, since the queue is full."""
+        self.on_declare: Callable[[ModelConnection, str], None] = lambda _by, _queue: None
+        """Called with each declaration that is not passive and not refused."""
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
 
     def latency(self) -> float:
