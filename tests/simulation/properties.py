@@ -277,7 +277,8 @@ class Properties:
         if "ratePerSecond" in body["spec"].get("limits", {}):
             # More workers would not start more handlers.
             return
-        least = min(n for _, n in recent)
+        queue = self._stage.queue(key)
+        least = min(*(n for _, n in recent), len(queue.ready) if queue is not None else 0)
         need = min(-(-least // (scaling.get("messagesPerReplica") or max(least, 1))), scaling["maxReplicas"])
         if now < min(need, was):
             self._world.violated(
@@ -401,7 +402,8 @@ class Properties:
         late = self._world.unix() - due_at / 1000
         if late < -MILLISECOND:
             self._world.violated("a delayed message is early", f"{message.original}: {-late:.3f} s")
-        scopes = [f"broker {stage.broker(keys[0])}", *(f"wq {key[0]}/{key[1]}" for key in keys)]
+        # Without its confirm a copy is published again, and the second one is late.
+        scopes = ["confirms", f"broker {stage.broker(keys[0])}", *(f"wq {key[0]}/{key[1]}" for key in keys)]
         if late > LATE and stage.healthy_for(*scopes) > LONGEST_DELAY:
             self._world.violated("a delayed message is late", f"{message.original}: {late:.1f} s")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.simulation.cluster import installed
+from tests.simulation.controllers import BACK_OFF
 from tests.simulation.loop import DeadlockError
 from tests.simulation.properties import SETTLES_WITHIN, Properties
 from tests.simulation.scenario import END, Scenario
@@ -117,7 +118,9 @@ async def _run(stage: Stage, world: World) -> None:
 async def _play(stage: Stage, world: World, properties: Properties) -> None:
     await stage.play()
     world.tell("FAULT", "the last one is over")
-    for number in range(int(SETTLES_WITHIN / LOOK_SECONDS)):
+    # One pod may have to take all that crash, with a pause after each.
+    seconds = SETTLES_WITHIN + stage.crashing() * BACK_OFF[1]
+    for number in range(int(seconds / LOOK_SECONDS)):
         await asyncio.sleep(LOOK_SECONDS)
         if number and not (missing := properties.settled()):
             break

@@ -48,6 +48,7 @@ class Stage:
         self.confirmed: dict[str, WorkQueueKey] = {}
         self.exempt: set[str] = set()
         self.handled: set[str] = set()
+        self._crashing: set[str] = set()
         self.foreign_write: dict[Key, float] = {}
         self.changed_template: dict[WorkQueueKey, float] = defaultdict(float)
         self.cancelled: dict[str, float] = {}
@@ -69,6 +70,10 @@ class Stage:
         self._passwords = 0
         self._images = 1
         self.cluster.on_handled = lambda _worker, message: self.handled.add(message.properties.message_id)
+
+    def crashing(self) -> int:
+        """How many messages will crash a worker, or just have."""
+        return len(self._crashing - self.handled)
 
     # -- scopes --------------------------------------------------------------------------------------
 
@@ -177,6 +182,8 @@ class Stage:
         done = self.cluster.publish(self.hosts[key], queue, task, delay)
         if done is not None:
             self.confirmed[done] = key
+            if task.kind == "crashes":
+                self._crashing.add(done)
         elif tries < 60:
             self.world.later(PUBLISH_AGAIN, self._publish, key, task, tries + 1, delay)
 
@@ -406,7 +413,7 @@ class Stage:
         def undo() -> None:
             cluster.confirms_late = cluster.confirms_lost = 0.0
 
-        return [], undo
+        return ["confirms"], undo
 
     # -- in a scale-in -------------------------------------------------------------------------------
 
