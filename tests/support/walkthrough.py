@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Final
 
 _BLOCK: Final = re.compile(
-    r"(?:^<!-- walkthrough: (?P<mark>\w+)(?: until (?P<until>[^\n]+?))? -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+    r"(?:^<!-- walkthrough: (?P<mark>\w+)(?: until (?P<until>[^\n]+?))? -->\n)?"
+    r"^```(?P<language>\w*)\n(?P<body>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 _FILE: Final = re.compile(r"# ([\w.-]+)\n")
