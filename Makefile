@@ -130,8 +130,16 @@ endif
 faults: image ## run the whole fault matrix (about 90 minutes); ARGS=--write updates the table in docs/fault-matrix.md
 	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
+MINORS := $(basename $(notdir $(wildcard hack/cluster/minors/*.mod)))
+
+.PHONY: minors
+minors: venv ## run the tests of a control plane without nodes with other Kubernetes minors
+	@for minor in $(MINORS); do \
+	  WORKQUEUE_KUBERNETES=$$minor $(BIN)/pytest tests/generated tests/neighbours -m 'not nightly' || exit 1; \
+	done
+
 .PHONY: nightly
-nightly: faults ## run the fault matrix and the tests marked slow or nightly
+nightly: faults minors ## run the fault matrix and the tests marked slow or nightly
 	@$(BIN)/pytest tests --ignore=tests/faults --ignore=tests/walkthrough -m 'slow or nightly' --numprocesses $(JOBS) --dist load
 
 SEED ?= 0

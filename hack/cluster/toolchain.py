@@ -26,12 +26,10 @@ from hack.cluster.rootfs import cache_folder
 SOURCES: Final = Path(__file__).parent
 
 
-def _required(module: str) -> str:
-    """Return the version of a module in go.mod."""
-    found = re.search(
-        rf"^(?:require|\t) ?{re.escape(module)} (v\S+)", (SOURCES / "go.mod").read_text(), re.MULTILINE
-    )
-    assert found, f"{module} is not in go.mod"
+def _required(module: str, file: Path = SOURCES / "go.mod") -> str:
+    """Return the version of a module in a go.mod."""
+    found = re.search(rf"^(?:require|\t) ?{re.escape(module)} (v\S+)", file.read_text(), re.MULTILINE)
+    assert found, f"{module} is not in {file.name}"
     return found[1]
 
 
@@ -49,6 +47,9 @@ KREW_VALIDATOR: Final = "sigs.k8s.io/krew/cmd/validate-krew-manifest@v0.4.3"
 OLDEST_GO: Final = (1, 26)
 OLDEST_KUBECTL: Final = (1, 29)
 OLDEST_HELM: Final = (4, 0)
+
+MINOR: Final = "WORKQUEUE_KUBERNETES"
+"""In the environment, the Kubernetes minor of control planes without nodes, such as 1.30: one of `minors/`."""
 
 CALLED_AS: Final = (
     "etcd",
@@ -121,6 +122,31 @@ def binaries() -> Path:
         ClusterError: Go cannot be installed, a module cannot be downloaded, or the disk is full.
     """
     return _cached(build(), _build_cluster)
+
+
+def control_plane() -> Path:
+    """Return the folder with kube-apiserver and kube-controller-manager, of the minor in the environment.
+
+    Raises:
+        ClusterError: as `binaries`, or there is no such minor.
+    """
+    minor = os.environ.get(MINOR)
+    if not minor:
+        return binaries()
+    modules = SOURCES / "minors" / f"{minor}.mod"
+    if not modules.exists():
+        known = ", ".join(sorted(file.stem for file in modules.parent.glob("*.mod")))
+        raise ClusterError(f"{MINOR} is {minor}, and only these Kubernetes minors can be built: {known}.")
+    version = _required("k8s.io/kubernetes", modules)
+
+    def make(go: Path, folder: Path) -> None:
+        with step(f"building Kubernetes {version} from source", "about 5 minutes, once") as current:
+            flags = _version_flags(version)
+            _compile(go, folder, ("./controlplane",), flags, current, f"-modfile={modules}")
+        for name in ("kube-apiserver", "kube-controller-manager"):
+            (folder / name).symlink_to("controlplane")
+
+    return _cached(f"control-plane-{version}", make)
 
 
 @cache
@@ -217,9 +243,7 @@ def _fetch(sources: list[str]) -> None:
 
 def _build_cluster(go: Path, folder: Path) -> None:
     title = f"building Kubernetes {KUBERNETES} and CoreDNS {COREDNS} from source"
-    major, minor, _ = KUBERNETES.lstrip("v").split(".")
-    version = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor}
-    flags = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in version.items()]
+    flags = _version_flags(KUBERNETES)
     # One command compiles what helm shares with Kubernetes once, and keeps all processors busy to its end.
     with_helm = _needs_helm()
     programs = (*PROGRAMS, HELM_PROGRAM) if with_helm else PROGRAMS
@@ -231,6 +255,12 @@ def _build_cluster(go: Path, folder: Path) -> None:
         _cached(HELM_FOLDER, lambda _, target: shutil.move(folder / "helm", target))
 
 
+def _version_flags(kubernetes: str) -> list[str]:
+    major, minor, _ = kubernetes.lstrip("v").split(".")
+    version = {"gitVersion": kubernetes, "gitMajor": major, "gitMinor": minor}
+    return [f"-X k8s.io/component-base/version.{name}={value}" for name, value in version.items()]
+
+
 def _needs_helm() -> bool:
     return _installed_helm() is None and not _folder(HELM_FOLDER).is_dir()
 
@@ -240,9 +270,12 @@ def _build_helm(go: Path, folder: Path) -> None:
         _compile(go, folder, (HELM_PROGRAM,), [HELM_FLAG], current)
 
 
-def _compile(go: Path, folder: Path, sources: tuple[str, ...], flags: list[str], current: Step) -> None:
+def _compile(
+    go: Path, folder: Path, sources: tuple[str, ...], flags: list[str], current: Step, *options: str
+) -> None:
+    linked = ("-ldflags", " ".join((SMALLER, *flags)), "-o", f"{folder}/")
     run_with_lines(
-        [go, "build", "-v", *FLAGS, "-ldflags", " ".join((SMALLER, *flags)), "-o", f"{folder}/", *sources],
+        [go, "build", "-v", *options, *FLAGS, *linked, *sources],
         doing=f"Building {' '.join(sources)}",
         on_line=_counter(current, "packages compiled"),
         environment=ENVIRONMENT,

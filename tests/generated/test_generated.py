@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
+from hack.cluster import toolchain
 from tests.generated.changes import EXAMPLES, paths
 from tests.generated.seeds import BATCH, run
 from tests.generated.sequences import How, Step, check
@@ -51,6 +54,15 @@ def test_every_example_is_of_a_field() -> None:
     assert [
         end for end in EXAMPLES if not any(path.endswith(f".{end}") or path == end for path in known)
     ] == []
+
+
+@pytest.mark.slow
+def test_control_plane_is_of_the_wanted_minor(place: Stage) -> None:
+    minor = os.environ.get(toolchain.MINOR) or toolchain.KUBERNETES
+
+    found = json.loads(place.api.text("/version"))["gitVersion"]
+
+    assert found.split(".")[:2] == f"v{minor.lstrip('v')}".split(".")[:2]
 
 
 @pytest.mark.slow

@@ -148,7 +148,8 @@ class ControlPlane:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._binaries = toolchain.binaries()
+        self._etcd = toolchain.binaries() / "etcd"
+        self._kubernetes = toolchain.control_plane()
         folder.mkdir(parents=True, exist_ok=True)
         pki.make(folder / "pki", node="node0", address=ADDRESS, service_address="10.96.0.1")
         tokens = {user: f"token-of-{user}" for user in _GROUPS}
@@ -169,8 +170,8 @@ class ControlPlane:
     def running(self) -> Iterator[ControlPlane]:
         """Run all programs while the context lasts."""
         with ExitStack() as stack:
-            stack.enter_context(self._program("etcd", *_etcd(self.folder)))
-            stack.enter_context(self._program("kube-apiserver", *self._api_server()))
+            stack.enter_context(self._program(self._etcd, *_etcd(self.folder)))
+            stack.enter_context(self._program(self._kubernetes / "kube-apiserver", *self._api_server()))
             eventually(self._answers, START_SECONDS, f"the API server is ready; see {self.folder}")
             self.api.apply(*_rights())
             arguments = (
@@ -183,7 +184,7 @@ class ControlPlane:
                 "--concurrent-replicaset-syncs=20",
                 "--secure-port=0",
             )
-            stack.enter_context(self._program("kube-controller-manager", *arguments))
+            stack.enter_context(self._program(self._kubernetes / "kube-controller-manager", *arguments))
             stack.callback(self.api.close)
             yield self
 
@@ -219,9 +220,9 @@ class ControlPlane:
         return False
 
     @contextmanager
-    def _program(self, name: str, *arguments: str) -> Iterator[None]:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            command = [*ENDS_WITH_US, str(self._binaries / name), *arguments]
+    def _program(self, program: Path, *arguments: str) -> Iterator[None]:
+        with (self.folder / f"{program.name}.log").open("ab") as log:
+            command = [*ENDS_WITH_US, str(program), *arguments]
             process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             yield
