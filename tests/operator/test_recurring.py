@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,26 @@ async def test_full_queue_refuses_the_message(vhost: VirtualHost) -> None:
 
         with pytest.raises(NotPublishedError, match="full"):
             await publish_until_refused()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"headers": {"k" * 256: "tick"}}, {"headers": {"kind": "k" * 2**17}}, {"content_type": "ü" * 255}],
+    ids=["long name of a header", "more headers than a frame has room for", "long content type"],
+)
+async def test_message_that_amqp_cannot_carry_is_refused(vhost: VirtualHost, wrong: dict[str, Any]) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        await broker.publish(MESSAGE)
+        connection = broker._publishing and broker._publishing._connection
+
+        with pytest.raises(NotPublishedError, match="AMQP"):
+            await broker.publish(MESSAGE._replace(**wrong))
+
+        await broker.publish(MESSAGE)
+        assert broker._publishing is not None
+        assert broker._publishing._connection is connection, "others publish over it, too"
 
 
 async def test_memory_alarm_delays_a_message_and_blocks_nothing_else(

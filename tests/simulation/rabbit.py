@@ -715,7 +715,7 @@ class ModelConnection:
         self.rabbit = rabbit
         self.process = process
         self.is_open = True
-        self.params = SimpleNamespace(channel_max=2047)
+        self.params = SimpleNamespace(channel_max=2047, frame_max=131_072)
         self.server_properties = {
             "version": f"{rabbit.version.major}.{rabbit.version.minor}.0",
             "cluster_name": rabbit.name,

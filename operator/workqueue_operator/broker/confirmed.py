@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
+from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from workqueue_operator.broker.channel import CallChannel, ChannelLostError, ChannelRefusedError
+
+_OVERHEAD: Final = 22
+"""Bytes of the frame with the properties of a message, in addition to these."""
 
 
 class OwnMessage(NamedTuple):
@@ -37,7 +41,7 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
     A memory alarm of RabbitMQ blocks the connection. Then this waits until the alarm ends.
 
     Raises:
-        NotPublishedError: RabbitMQ returned or refused it.
+        NotPublishedError: RabbitMQ returned or refused it, or AMQP cannot carry it.
         UnconfirmedError: the connection was lost.
     """
     returned: list[str] = []
@@ -47,6 +51,7 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
         headers=dict(message.headers) or None,
         delivery_mode=2,
     )
+    _require_encodable(properties, int(connection.params.frame_max))
 
     def send(channel: Channel, done: Callable[[Any], None]) -> None:
         channel.add_on_return_callback(lambda _channel, method, *_: returned.append(method.reply_text))
@@ -70,3 +75,16 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
         raise NotPublishedError(f"the queue does not exist ({returned[0]})")
     if not isinstance(confirm.method, Basic.Ack):
         raise NotPublishedError("RabbitMQ refused it, as when the queue is full")
+
+
+def _require_encodable(properties: BasicProperties, frame_max: int) -> None:
+    """Check that AMQP can carry these properties. Otherwise the connection would be lost, which others use, too."""
+    try:
+        fits = sum(map(len, properties.encode())) <= frame_max - _OVERHEAD
+    except (AMQPError, ValueError):
+        fits = False
+    if not fits:
+        raise NotPublishedError(
+            "AMQP cannot carry it. The content type and the name of each header may have 255 bytes, and all headers "
+            f"together must fit into {frame_max} bytes"
+        )
