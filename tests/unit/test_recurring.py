@@ -164,6 +164,21 @@ async def test_takeover_in_the_middle_publishes_again_and_says_so(was_published:
     assert await site.events() == {"RecurringUncertain": 1}
 
 
+async def test_takeover_says_so_although_its_first_record_fails() -> None:
+    site = Site()
+    await site.look()
+    site.broker.before = lambda: setattr(site, "fails_to_record", 10)
+    await site.pass_time(20)
+    site.fails_to_record, site.broker.before = 1, lambda: None
+    site.take_over()
+
+    await site.look()
+    await site.pass_time(AGAIN_SECONDS)
+
+    assert site.ids() == ["jobs/tick/2026-01-01T00:17:00Z"] * 2
+    assert await site.events() == {"RecurringUncertain": 1}
+
+
 async def test_event_is_there_before_the_message_is_published_again() -> None:
     """A leader that ends after it has recorded the message cannot send it any more, and no other knows of it."""
     site = Site()

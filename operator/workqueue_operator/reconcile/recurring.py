@@ -191,7 +191,8 @@ class RecurringRunner:
                 is_uncertain = found.uncertain and (name, found.slot) not in self._unpublished_of(workqueue)
                 due.append((entry, replace(found, uncertain=is_uncertain)))
                 progress[name] = progress[name].model_copy(update={"publishing": found.slot})
-                self._unpublished_of(workqueue).add((name, found.slot))
+                if not is_uncertain:
+                    self._unpublished_of(workqueue).add((name, found.slot))
             elif isinstance(found, Note):
                 progress[name] = found.progress
             if isinstance(found, Publish | Note) and found.missed is not None:
