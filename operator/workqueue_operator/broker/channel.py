@@ -110,12 +110,15 @@ class CallChannel:
         return answer
 
     def close(self) -> None:
-        """Close the channel. No call may be outstanding."""
+        """Close the channel. A call that was not sent yet is not sent any more."""
         channel, self._channel = self._channel, None
         if channel is not None and channel.is_open:
             channel.close()
 
     def _on_open(self, channel: PikaChannel) -> None:
+        if self._channel is None:  # closed while it opened
+            channel.close()
+            return
         send, self._send = self._send, None
         if send is None:
             return

@@ -55,12 +55,11 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
 
     def send(channel: Channel, done: Callable[[Any], None]) -> None:
         channel.add_on_return_callback(lambda _channel, method, *_: returned.append(method.reply_text))
-        channel.confirm_delivery(
-            done,
-            callback=lambda _: channel.basic_publish(
-                "", message.queue, message.body, properties, mandatory=True
-            ),
-        )
+        channel.confirm_delivery(done, callback=lambda _: publish_on(channel))
+
+    def publish_on(channel: Channel) -> None:
+        if channel.is_open:  # otherwise the caller has given up
+            channel.basic_publish("", message.queue, message.body, properties, mandatory=True)
 
     channel = CallChannel(connection)
     try:
@@ -69,7 +68,8 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
         raise UnconfirmedError(str(error)) from error
     except ChannelRefusedError as error:
         raise NotPublishedError(f"RabbitMQ refused: {error}") from error
-    channel.close()
+    finally:
+        channel.close()
     # RabbitMQ sends the return before the confirm of the same message.
     if returned:
         raise NotPublishedError(f"the queue does not exist ({returned[0]})")
