@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from pydantic import ValidationError
 from tests.support.workqueue import workqueue
 from tests.unit.test_limits import member, store_of
 from workqueue.contract.topology import RateLimit
-from workqueue_operator.broker.rates import BUSY_SECONDS, REST_SECONDS, TICK_SECONDS, Pace
+from workqueue_operator.broker.connection import Broker
+from workqueue_operator.broker.rates import BUSY_SECONDS, REST_SECONDS, TICK_SECONDS, Pace, RateFeeder
 from workqueue_operator.kube.store import Store
 from workqueue_operator.reconcile.limits import agreed_rate
 
@@ -188,3 +190,49 @@ def test_oldest_workqueue_of_a_group_that_gives_a_rate_decides() -> None:
     assert rate_beside(young, rated("younger", 3, ratePerSecond=50)) == (100, 20, False)
     assert rate_beside(young, rated("old", 1, concurrency=5)) == (100, 20, False)
     assert agreed_rate(rated("young", 2, concurrency=5), Store(lambda _: None)) is None
+
+
+class OneUser(Broker):
+    """The connection of one user of the same RabbitMQ."""
+
+    generation = 1
+    is_up = True
+
+    def __init__(self) -> None:
+        self.binding: Any = SimpleNamespace(display="rabbitmq:5672/shop")
+
+    @property
+    def connected(self) -> bool:
+        return self.is_up
+
+    async def declare_queue(self, queue: Any) -> Any: ...
+
+    async def publish_tokens(self, queue: str, body: bytes, count: int) -> int:
+        return count
+
+
+async def test_group_with_two_users_gets_the_rate_once() -> None:
+    feeder, mine, theirs = RateFeeder(lambda: True, lambda _: None), OneUser(), OneUser()
+    await feeder.ensure(("team", "one"), HUNDRED, mine, is_wanted=True)
+    await feeder.ensure(("team", "two"), HUNDRED, theirs, is_wanted=True)
+    assert feeder.fed == 1
+
+    mine.is_up = False
+    await feeder.ensure(("team", "two"), HUNDRED, theirs, is_wanted=True)
+    mine.is_up = True
+    assert feeder.fed == 2
+    await feeder.ensure(("team", "one"), HUNDRED, mine, is_wanted=True)
+    await feeder.ensure(("team", "two"), HUNDRED, theirs, is_wanted=True)
+
+    assert feeder.fed == 1
+    await feeder.stop()
+
+
+async def test_limits_of_two_namespaces_are_no_group() -> None:
+    feeder = RateFeeder(lambda: True, lambda _: None)
+    await feeder.ensure(("team", "one"), HUNDRED, OneUser(), is_wanted=True)
+
+    await feeder.ensure(("other", "one"), HUNDRED, OneUser(), is_wanted=True)
+
+    assert feeder.fed == 2
+    await feeder.stop()

@@ -101,12 +101,14 @@ class _Feed:
 
     Attributes:
         members: the WorkQueues that use the limit, and whether they have messages or workers.
+        same: whether another connection leads to the same RabbitMQ, by it and the generations of both.
         problem: why RabbitMQ takes no tokens; None while it does.
     """
 
     limit: RateLimit
     broker: Publishing
     members: dict[Key, bool] = field(default_factory=dict)
+    same: dict[tuple[Broker, int, int], bool | None] = field(default_factory=dict)
     problem: ReconcileError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -140,12 +142,33 @@ class RateFeeder:
         Raises:
             ReconcileError: the queue could not be declared, or RabbitMQ refuses the tokens.
         """
+        broker = await self._connection(key, limit, broker)
         feed = self._feeds.get(_identity(limit, broker))
         if feed is None or feed.limit != limit:
             await declare(limit, broker)
         self.feed(key, limit, broker, is_wanted=is_wanted)
         if feed is not None and feed.problem is not None:
             raise feed.problem.with_traceback(None)
+
+    async def _connection(self, key: Key, limit: RateLimit, broker: Broker) -> Broker:
+        """Return the connection over which the group publishes already, if it leads to the same RabbitMQ.
+
+        WorkQueues of a group may have different users, or spell the address differently. Each of their connections
+        would publish at the whole rate.
+        """
+        for identity, feed in list(self._feeds.items()):
+            other = feed.broker
+            if other is broker or feed.limit.name != limit.name or not isinstance(other, Broker):
+                continue
+            is_group = any(member[0] == key[0] for member in feed.members)
+            if not (is_group and other.connected and feed.problem is None):
+                continue
+            pair = (broker, broker.generation, other.generation)
+            if feed.same.get(pair) is None:
+                feed.same[pair] = await broker.is_same_as(other, limit.name)
+            if feed.same[pair] and self._feeds.get(identity) is feed:
+                return other
+        return broker
 
     def feed(self, key: Key, limit: RateLimit, broker: Publishing, *, is_wanted: bool) -> None:
         """Do the same for a queue that exists."""
