@@ -13,8 +13,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -124,6 +125,9 @@ class _Base:
         self._current: PublishPipeline | None = None
         self._closed = False
         self._declared: set[str] = set()
+        self._declaring: dict[str, Future[None]] = {}
+        self._safe_from: dict[str, float] = {}
+        """By work queue: from when on RabbitMQ cannot lose its delay queues, on the monotonic clock."""
         self._id_prefix = uuid.uuid4().hex
         self._id_numbers = count(1)
 
@@ -136,6 +140,7 @@ class _Base:
                 self._current = None
                 self._id_prefix = uuid.uuid4().hex
                 self._declared = set()
+                self._declaring = {}
                 self._process = os.getpid()
 
     def _pipeline(self) -> PublishPipeline:
@@ -181,9 +186,41 @@ class _Base:
         route = topology.delay_route(options["queue"], options["delay"], outgoing.priority)
         return _Prepared(outgoing.delayed(route, time.time() + options["delay"]), route)
 
-    def _declare(self, route: topology.DelayRoute) -> Future[bool] | None:
-        """Declare delay queues, unless this publisher has."""
-        return None if self._declared.issuperset(route.queues) else self._pipeline().declare_plan(route.plan)
+    def _has_declared(self, route: topology.DelayRoute) -> bool:
+        return self._declared.issuperset(route.queues)
+
+    @contextmanager
+    def _turn_to_declare(self, queue: str) -> Iterator[Future[None] | None]:
+        """Yield None to the only caller that declares delay queues of a work queue now, and its future to the others.
+
+        Of two declarations at the same time, one would find queues that the other has just created, and that
+        RabbitMQ can still lose.
+        """
+        with self._lock:
+            running = self._declaring.get(queue)
+            turn = self._declaring.setdefault(queue, Future())
+        if running is not None:
+            yield running
+            return
+        failure: BrokerError | None = None
+        try:
+            yield None
+        except BrokerError as error:
+            failure = error
+            raise
+        finally:
+            with self._lock:
+                self._declaring.pop(queue, None)
+            if failure is None:
+                turn.set_result(None)
+            else:
+                turn.set_exception(failure)
+
+    def _seconds_until_safe(self, queue: str, *, is_new: bool) -> float:
+        now = time.monotonic()
+        if is_new:
+            self._safe_from[queue] = now + SAFE_AFTER_SECONDS
+        return max(self._safe_from.get(queue, now) - now, 0.0)
 
     def _forget_delay_queues(self, route: topology.DelayRoute | None) -> bool:
         """Declare delay queues again before the next delayed message: one may have been deleted.
@@ -191,7 +228,7 @@ class _Base:
         Returns:
             Whether this may help a message that was returned.
         """
-        was_declared = route is not None and self._declared.issuperset(route.queues)
+        was_declared = route is not None and self._has_declared(route)
         self._declared.clear()
         return was_declared
 
@@ -304,14 +341,14 @@ class Publisher(_Base):
         self.close()
 
     def _await_delay_queues(self, route: topology.DelayRoute | None) -> None:
-        if route is None:
-            return
-        declared = self._declare(route)
-        if declared is None:
-            return
-        if declared.result():
-            time.sleep(SAFE_AFTER_SECONDS)
-        self._declared.update(route.queues)
+        while route is not None and not self._has_declared(route):
+            with self._turn_to_declare(route.queue) as running:
+                if running is not None:
+                    running.result()
+                    continue
+                is_new = self._pipeline().declare_plan(route.plan).result()
+                time.sleep(self._seconds_until_safe(route.queue, is_new=is_new))
+                self._declared.update(route.queues)
 
 
 class AsyncPublisher(_Base):
@@ -403,14 +440,14 @@ class AsyncPublisher(_Base):
         await self.close()
 
     async def _await_delay_queues(self, route: topology.DelayRoute | None) -> None:
-        if route is None:
-            return
-        declared = self._declare(route)
-        if declared is None:
-            return
-        if await asyncio.wrap_future(declared):
-            await asyncio.sleep(SAFE_AFTER_SECONDS)
-        self._declared.update(route.queues)
+        while route is not None and not self._has_declared(route):
+            with self._turn_to_declare(route.queue) as running:
+                if running is not None:
+                    await asyncio.shield(asyncio.wrap_future(running))
+                    continue
+                is_new = await asyncio.wrap_future(self._pipeline().declare_plan(route.plan))
+                await asyncio.sleep(self._seconds_until_safe(route.queue, is_new=is_new))
+                self._declared.update(route.queues)
 
 
 class _Results:
