@@ -394,7 +394,7 @@ def _(patches: pytest.MonkeyPatch) -> None:
 @mutant("tokens added", "tokens that workers hold are taken for missing ones, and others are added")
 def _(patches: pytest.MonkeyPatch) -> None:
     async def ensure(_limits: Any, limit: Any, broker: Any) -> None:
-        await broker.declare_queue(limit.queue)
+        await broker.declare_queue(limit.queue(broker.version))
         await limits._fill(limit, broker)
 
     patches.setattr(limits.Limits, "ensure", ensure)

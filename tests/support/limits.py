@@ -13,7 +13,7 @@ import pika
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.worker import Worker
-from workqueue.contract.topology import Limit, limit_queue_name
+from workqueue.contract.topology import BrokerVersion, Limit, limit_queue_name
 
 NAME = limit_queue_name("jobs")
 NONE_KILLED: Final[Mapping[int, float]] = MappingProxyType({})
@@ -22,7 +22,7 @@ _LASTING: Final = frozenset({"sleep", "ignore", "linger"})
 
 def make_tokens(vhost: VirtualHost, concurrency: int, name: str = NAME) -> None:
     """Make the queue of a limit with all its tokens, as the operator does."""
-    queue = Limit(name, concurrency).queue
+    queue = Limit(name, concurrency).queue(BrokerVersion.parse(vhost.broker.series))
     with vhost.connect() as connection:
         channel = connection.channel()
         channel.confirm_delivery()

@@ -11,6 +11,7 @@ from tests.support.limits import NAME, make_tokens, most_at_once, tokens_lost
 from tests.support.rabbitmq import Depth, VirtualHost, running
 from tests.support.wait import eventually
 from tests.support.worker import ASYNC, THREADS, Worker, Workers, is_empty, publish
+from workqueue.contract.topology import QueueSettings, work_queue
 
 LIMITED = ("--limit-queue", NAME)
 
@@ -119,6 +120,22 @@ def test_workers_take_turns_while_the_limit_is_reached(vhost: VirtualHost, worke
     turns = [len(list(group)) for _, group in itertools.groupby(by_worker)]
     # A turn lasts 0.2 s, so that it has about four messages. A busy machine makes it shorter.
     assert max(turns[:-1]) < 10
+
+
+def test_handler_keeps_its_token_beyond_the_consumer_timeout(vhost: VirtualHost, workers: Workers) -> None:
+    """The work queue allows more time, as `queue.consumerTimeoutSeconds` does."""
+    make_tokens(vhost, 1)
+    with vhost.connect() as connection:
+        arguments = work_queue(QueueSettings("jobs", consumer_timeout_seconds=60)).arguments
+        connection.channel().queue_declare("jobs", durable=True, arguments=dict(arguments))
+    with vhost.broker.consumer_timeout(2):
+        worker = workers.start(vhost.url, *LIMITED, "--concurrency", "2", declare=False).wait_consuming()
+
+        publish(vhost, {"id": 1, "do": "sleep", "seconds": 6}, {"id": 2})
+
+        eventually(lambda: ended(worker) == {1, 2}, 60)
+    assert tokens_lost(worker) == 0
+    assert most_at_once(worker.events) == 1
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class Limits:
             try:
                 if not await _is_complete(limit, broker):
                     await delete(limit.name, broker)
-                    await broker.declare_queue(limit.queue)
+                    await broker.declare_queue(limit.queue(broker.version))
                     await _fill(limit, broker)
                     await broker.declare_exchange(limit.seal, limit.name)
             except QueueMissingError as error:
@@ -71,7 +71,7 @@ async def _is_complete(limit: Limit, broker: Broker) -> bool:
     if await broker.counts_if_there(limit.name) is None:
         return False
     try:
-        counts: QueueCounts | None = await broker.declare_queue(limit.queue)
+        counts: QueueCounts | None = await broker.declare_queue(limit.queue(broker.version))
     except ReconcileError as problem:
         if problem.reason is Reason.QUEUE_CONFLICT:  # another concurrency
             return False

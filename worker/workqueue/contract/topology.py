@@ -493,6 +493,10 @@ def delay_queue(queue: str, step: Step) -> Queue:
     )
 
 
+TOKEN_MILLISECONDS: Final = 7 * 86_400_000
+"""For so long a worker may hold a token: longer than any handler may run. RabbitMQ ignores it before 3.12."""
+
+
 class Limit(NamedTuple):
     """A limit on the handlers that run at the same time, in all workers together.
 
@@ -506,21 +510,23 @@ class Limit(NamedTuple):
     name: str
     concurrency: int
 
-    @property
-    def queue(self) -> Queue:
-        """The declaration of the queue.
+    def queue(self, version: BrokerVersion) -> Queue:
+        """Return the declaration of the queue.
 
         Classic: a token returns to its queue after each use, and each return would make the log of a quorum queue
         longer, without end. The length tells a changed limit. RabbitMQ does not count tokens that workers hold.
+
+        A worker holds a token for as long as a handler runs. From RabbitMQ 4.3, classic queues have no consumer
+        timeout and refuse one (406).
         """
-        return Queue(
-            self.name,
-            {
-                "x-queue-type": "classic",
-                "x-max-length": self.concurrency,
-                "x-overflow": "reject-publish",
-            },
-        )
+        arguments: dict[str, ArgumentValue] = {
+            "x-queue-type": "classic",
+            "x-max-length": self.concurrency,
+            "x-overflow": "reject-publish",
+        }
+        if not version.consumer_timeout_as_consumer_argument:
+            arguments["x-consumer-timeout"] = TOKEN_MILLISECONDS
+        return Queue(self.name, arguments)
 
     @property
     def seal(self) -> Exchange:
