@@ -277,7 +277,7 @@ INVALID = [
         queue(name="amq.jobs"),
         "names that begin with amq. are reserved by RabbitMQ: choose another name",
     ),
-    Row("a queue name that is too long in bytes", queue(name="ä" * 121), "must not be longer than 240 bytes"),
+    Row("a queue name that is too long in bytes", queue(name="ä" * 121), "must not be longer than 230 bytes"),
     Row(
         "a queue name that RabbitMQ cannot put into an error",
         queue(name="ä" * 16),

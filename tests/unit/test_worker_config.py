@@ -210,7 +210,7 @@ WRONG = {
         {},
         "until you stop it",
     ),
-    "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 255 bytes"),
+    "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 230 bytes"),
 }
 
 

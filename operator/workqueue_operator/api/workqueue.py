@@ -297,13 +297,16 @@ class Queue(_Model):
     name: str | None = Field(
         default=None,
         min_length=1,
-        max_length=240,
+        max_length=topology.LONGEST_QUEUE_NAME_BYTES,
         json_schema_extra=rules(
             rule(
                 "!self.startsWith('amq.')",
                 "names that begin with amq. are reserved by RabbitMQ: choose another name",
             ),
-            rule("bytes(self).size() <= 240", "must not be longer than 240 bytes"),
+            rule(
+                f"bytes(self).size() <= {topology.LONGEST_QUEUE_NAME_BYTES}",
+                f"must not be longer than {topology.LONGEST_QUEUE_NAME_BYTES} bytes",
+            ),
             FITS_ERROR_TEXT,
         ),
     )

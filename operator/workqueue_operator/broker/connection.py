@@ -395,7 +395,7 @@ class Broker:
         Returns:
             None if one of them does not answer.
         """
-        name = f"{queue}.retry.comparison.{secrets.token_hex(8)}"
+        name = f"{queue}.retry.{secrets.token_hex(8)}"
         classic = {"x-queue-type": "classic"}
         try:
             await self._call(

@@ -60,6 +60,9 @@ works on every version (tried on 3.10, 4.0 and 4.3).
 """
 
 
+LONGEST_QUEUE_NAME_BYTES: Final = 230
+"""Of a work queue. AMQP allows 255, and names that follow from it are up to 25 longer."""
+
 LONGEST_DELAY_SECONDS: Final = 30 * 86_400
 
 CANCEL_SECONDS: Final = LONGEST_DELAY_SECONDS + 86_400

@@ -23,6 +23,7 @@ from workqueue.contract.topology import (
     DEFAULT_MAX_AGE_SECONDS,
     DEFAULT_RETRY_DELAYS,
     LONGEST_DELAY_SECONDS,
+    LONGEST_QUEUE_NAME_BYTES,
     Exchange,
     Jitter,
     QueueSettings,
@@ -183,8 +184,8 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
                 else ""
             )
         )
-    elif len(queue.encode()) > 255:  # noqa: PLR2004 - AMQP's short string
-        reader.mistakes.append("The queue's name is longer than 255 bytes.")
+    elif len(queue.encode()) > LONGEST_QUEUE_NAME_BYTES:
+        reader.mistakes.append(f"The queue's name is longer than {LONGEST_QUEUE_NAME_BYTES} bytes.")
     queue_type = reader.read("queue_type", Variable.QUEUE_TYPE, QueueType.QUORUM, _queue_type)
     exchange = reader.text("exchange", Variable.EXCHANGE)
     declare = reader.read("declare", Variable.DECLARE, False, _boolean)

@@ -1,0 +1,80 @@
+"""The names that follow from the longest name of a work queue fit into AMQP's 255 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.support.workqueue import workqueue
+from tests.unit.test_broker_identity import OneOfTwo
+from workqueue.contract.topology import LONGEST_QUEUE_NAME_BYTES, cancels_name
+from workqueue.worker.cancels import Cancels
+from workqueue_operator.broker import declare
+from workqueue_operator.broker.connection import QueueMissingError
+
+LONGEST = "q" * LONGEST_QUEUE_NAME_BYTES
+SHORT_STRING_BYTES = 255
+
+
+class FakeChannel:
+    """Notes the queue that is declared."""
+
+    declared = ""
+
+    def queue_declare(self, queue: str, **_: Any) -> None:
+        self.declared = queue
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+class FakeConnection:
+    generation = 1
+    is_open = True
+
+    def channel(self, on_open: Callable[[Any], None]) -> Any:
+        self.on_open, self.made = on_open, FakeChannel()
+        return self.made
+
+    def call_later(self, _seconds: float, _function: Callable[[], None]) -> None: ...
+
+
+class Told(OneOfTwo):
+    """Notes which queue the other connection was asked for."""
+
+    asked = ""
+
+    async def counts(self, queue: str, **_: Any) -> Any:
+        self.asked = queue
+        raise QueueMissingError(queue)
+
+
+def fits(name: str) -> bool:
+    return len(LONGEST) < len(name) <= SHORT_STRING_BYTES
+
+
+def test_queues_that_the_operator_knows() -> None:
+    limited = workqueue(queue={"name": LONGEST}, limits={"concurrency": 1, "ratePerSecond": 1})
+    assert limited.limit is not None
+    assert limited.rate_limit is not None
+
+    names = {*declare.names(limited), limited.limit.name, limited.rate_limit.name, cancels_name(LONGEST)}
+
+    assert all(map(fits, names - {LONGEST}))
+
+
+def test_queue_on_which_a_worker_hears_cancels() -> None:
+    connection = FakeConnection()
+    Cancels(LONGEST, connection).attach(lambda: None)
+
+    connection.on_open(connection.made)
+
+    assert fits(connection.made.declared)
+
+
+async def test_queue_by_which_two_connections_are_compared() -> None:
+    other = Told("b")
+
+    await OneOfTwo("a").is_same_as(other, LONGEST)
+
+    assert fits(other.asked)
