@@ -156,6 +156,31 @@ async def test_pass_publishes_tokens_until_the_limit_is_removed(vhost: VirtualHo
         assert passes.parts.rates.fed == 0
 
 
+async def test_limit_is_wanted_while_a_worker_of_another_queue_waits_for_tokens(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[bool] = []
+
+    async def ensure(_feeder: RateFeeder, *_: object, is_wanted: bool) -> None:
+        wanted.append(is_wanted)
+
+    monkeypatch.setattr(RateFeeder, "ensure", ensure)
+    cluster = api(vhost.url)
+    cluster.answer("PATCH", "/workqueues/jobs/status", rated())
+    async with operator(cluster, "team") as passes, channel_of(vhost) as channel:
+        passes.parts.store.put_workqueue(rated())
+        await passes.run()
+        channel.queue_declare(NAME, durable=True, arguments=dict(LIMIT.queue.arguments))
+        channel.basic_consume(NAME, lambda *_: None)
+        handle = passes.parts.brokers.known(KEY)
+        assert handle is not None
+        await handle.poller.ask(handle.poller.watch(KEY, NAME))
+
+        await passes.run()
+
+    assert wanted == [False, True]
+
+
 async def test_forbidden_tokens_of_a_rate_are_a_condition(vhost: VirtualHost) -> None:
     names = r"jobs(\.dead)?"
     vhost.broker.add_user("narrow", "secret", vhost.name, configure=f"^{names}$", write=".*", read=".*")

@@ -479,8 +479,11 @@ class Reconciler:
         if agreed is None:
             self._parts.rates.leave(workqueue.key)
             return None
-        counts = handle.poller.watch(workqueue.key, workqueue.queue_name).last
-        is_idle = isinstance(counts, QueueCounts) and counts.ready == counts.consumers == 0
+        work = handle.poller.watch(workqueue.key, workqueue.queue_name).last
+        # A worker outside of the cluster may take tokens for messages of another queue.
+        tokens = handle.poller.watch(workqueue.key, agreed.limit.name).last
+        is_idle = isinstance(work, QueueCounts) and work.ready == work.consumers == 0
+        is_idle = is_idle and not (isinstance(tokens, QueueCounts) and tokens.consumers)
         try:
             await self._parts.rates.ensure(workqueue.key, agreed.limit, handle.broker, is_wanted=not is_idle)
         except ReconcileError as problem:
