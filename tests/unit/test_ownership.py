@@ -188,3 +188,23 @@ async def test_missing_right_is_reported_once_and_stops_nothing(
     assert [record.getMessage() for record in caplog.records] == [
         "No permission to read the claims of other operators. This operator serves all its namespaces."
     ]
+
+
+async def test_namespace_that_disappears_changes_the_ownership_of_no_other(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.labels = {"shop": "wide"}
+    site.everywhere = WIDE
+    operator = site.operator(SHOP, "gone", "shop")
+    await operator.first()
+    # The Role of the chart is deleted with the namespace.
+    site.cluster.answer("GET", "/namespaces/gone", ClusterError(403, "cannot get resource namespaces"))
+
+    await operator.look()
+    await operator.look()
+
+    assert await operator.elsewhere("shop") == "wide"
+    assert await operator.elsewhere("gone") is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "No permission to read the claims on some namespaces. This operator serves them."
+    ]

@@ -83,6 +83,7 @@ class Ownership:
         self._known = known
         self._claims = self._with_own(Claims())
         self._forbidden = False
+        self._refused: frozenset[str] = frozenset()
         self._looked_for = set(namespaces)
         self._looking: asyncio.Task[None] | None = None
 
@@ -161,16 +162,34 @@ class Ownership:
 
     async def _of_listed(self) -> Claims:
         claims = Claims()
+        refusals: dict[str, ClusterError] = {}
         for namespace in self._namespaces:
-            if (body := await self._get(namespace_path(namespace))) is not None:
-                label = (body["metadata"].get("labels") or {}).get(LABEL_OPERATOR)
-                if label:
-                    claims.labels[namespace] = label
-            if (lease := await self._get(lease_path(namespace, CLAIM))) is not None:
-                holder = _holder(lease)
-                if holder:
-                    claims.listed[namespace] = holder
+            try:
+                await self._add_claims_on(namespace, claims)
+            except ClusterError as error:
+                if not error.forbidden:
+                    raise
+                # A namespace is deleted with the Role in it. The claims on the other namespaces still count.
+                refusals[namespace] = error
+        if len(refusals) == len(self._namespaces):
+            raise refusals[self._namespaces[0]]
+        if refusals.keys() - self._refused:
+            logger.warning(
+                "No permission to read the claims on some namespaces. This operator serves them.",
+                extra={"namespaces": sorted(refusals), "detail": next(iter(refusals.values())).message},
+            )
+        self._refused = frozenset(refusals)
         return claims
+
+    async def _add_claims_on(self, namespace: str, claims: Claims) -> None:
+        if (body := await self._get(namespace_path(namespace))) is not None:
+            label = (body["metadata"].get("labels") or {}).get(LABEL_OPERATOR)
+            if label:
+                claims.labels[namespace] = label
+        if (lease := await self._get(lease_path(namespace, CLAIM))) is not None:
+            holder = _holder(lease)
+            if holder:
+                claims.listed[namespace] = holder
 
     async def _get(self, path: str) -> Object | None:
         try:
