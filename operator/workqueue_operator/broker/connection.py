@@ -172,9 +172,10 @@ class Broker:
 
     async def close(self) -> None:
         """Close the connection. It removes the doorbells without calling `on_removed`."""
-        for other in (self._beside, self._publishing):
-            if other is not None:
-                await other.close()
+        others = [other for other in (self._beside, self._publishing) if other is not None]
+        await asyncio.gather(self._close_own(), *(other.close() for other in others))
+
+    async def _close_own(self) -> None:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task

@@ -153,12 +153,11 @@ class BrokerPool:
             await self._close(handle)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, all at the same time: a broker that does not answer takes a second."""
         for comparison in list(self._comparing.values()):
             comparison.cancel()
         handles, self._handles, self._handle_of = list(self._handles.values()), {}, {}
-        for handle in handles:
-            await self._close(handle)
+        await asyncio.gather(*map(self._close, handles))
 
     @staticmethod
     async def _close(handle: BrokerHandle) -> None:
