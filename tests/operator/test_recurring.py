@@ -86,6 +86,24 @@ async def test_memory_alarm_delays_a_message_and_blocks_nothing_else(
         await until(lambda: every_vhost.depth("jobs").ready == 1)
 
 
+async def test_publish_that_was_given_up_leaves_neither_message_nor_channel(vhost: VirtualHost) -> None:
+    with vhost.broker.channel_max(8):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            await broker.declare(plan(QueueSettings("jobs")))
+            await broker.publish(MESSAGE)
+            with vhost.broker.memory_alarm():
+                for _ in range(5):
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(broker.publish(MESSAGE), 0.05)
+
+            await broker.publish(MESSAGE)
+            await asyncio.gather(*(broker.publish(MESSAGE) for _ in range(7)))
+
+            # RabbitMQ may have read the first one of the alarm before it blocked the connection.
+            assert vhost.depth("jobs").ready in {9, 10}
+
+
 async def test_lost_connection_leaves_the_message_uncertain(vhost: VirtualHost) -> None:
     async with probe(vhost.url) as broker:
         await broker.ready()

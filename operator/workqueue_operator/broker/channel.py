@@ -110,15 +110,12 @@ class CallChannel:
         return answer
 
     def close(self) -> None:
-        """Close the channel. A call that was not sent yet is not sent any more."""
-        channel, self._channel = self._channel, None
-        if channel is not None and channel.is_open:
+        """Close the channel, even before it is open. A call that was not sent is never sent, and gets no answer."""
+        channel, self._channel, self._send = self._channel, None, None
+        if channel is not None and not (channel.is_closing or channel.is_closed):
             channel.close()
 
     def _on_open(self, channel: PikaChannel) -> None:
-        if self._channel is None:  # closed while it opened
-            channel.close()
-            return
         send, self._send = self._send, None
         if send is None:
             return

@@ -38,7 +38,8 @@ class UnconfirmedError(Exception):
 async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
     """Publish a message, and return when RabbitMQ has stored it.
 
-    A memory alarm of RabbitMQ blocks the connection. Then this waits until the alarm ends.
+    A memory alarm of RabbitMQ blocks the connection. Then this waits until the alarm ends. If the caller gives up, a
+    message that was not sent until then is never sent.
 
     Raises:
         NotPublishedError: RabbitMQ returned or refused it, or AMQP cannot carry it.
@@ -54,12 +55,12 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
     _require_encodable(properties, int(connection.params.frame_max))
 
     def send(channel: Channel, done: Callable[[Any], None]) -> None:
-        channel.add_on_return_callback(lambda _channel, method, *_: returned.append(method.reply_text))
-        channel.confirm_delivery(done, callback=lambda _: publish_on(channel))
+        def on_ready(_: object) -> None:
+            if channel.is_open:
+                channel.basic_publish("", message.queue, message.body, properties, mandatory=True)
 
-    def publish_on(channel: Channel) -> None:
-        if channel.is_open:  # otherwise the caller has given up
-            channel.basic_publish("", message.queue, message.body, properties, mandatory=True)
+        channel.add_on_return_callback(lambda _channel, method, *_: returned.append(method.reply_text))
+        channel.confirm_delivery(done, callback=on_ready)
 
     channel = CallChannel(connection)
     try:
