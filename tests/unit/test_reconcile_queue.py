@@ -241,6 +241,19 @@ async def test_least_urgent_lane_does_not_starve(site: Site) -> None:
     assert KEY in site.begun
 
 
+@pytest.mark.parametrize("lane", [Lane.EVENT, Lane.TIMER], ids=["event", "timer"])
+async def test_no_lane_starves_between_two_full_ones(site: Site, lane: Lane) -> None:
+    full = names(500)
+    await site.add(*full[:250], lane=Lane.DEPTH)
+    await site.add(*full[250:], lane=Lane.RESYNC)
+    await site.add(KEY, lane=lane)
+
+    for _ in range(3 * LOWEST_FIRST_EVERY):
+        await site.end(next(iter(site.passes.running)))
+
+    assert KEY in site.begun
+
+
 async def test_first_passes_do_not_delay_later_ones(site: Site) -> None:
     for namespace in ("new", "team"):
         await site.add(*names(PLACES_PER_NAMESPACE, namespace))

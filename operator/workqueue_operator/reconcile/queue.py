@@ -55,7 +55,10 @@ STARTS_PER_TURN: Final = 4
 a ring that arrives in the same turn waits for them."""
 
 LOWEST_FIRST_EVERY: Final = 8
-"""One start in this number goes to the least urgent lane, so that no lane starves."""
+"""One start in this number goes to a less urgent lane, so that no lane starves."""
+
+_LESS_URGENT: Final = (Lane.RESYNC, Lane.TIMER, Lane.EVENT)
+"""They take turns. If one of them always came first, the others would wait while it and an urgent lane are full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +257,8 @@ class ReconcileQueue:
     def _begin_next(self) -> bool:
         """Begin the next pass. Returns whether there was one with a place."""
         self._starts += 1
-        lanes = list(Lane) if self._starts % LOWEST_FIRST_EVERY else list(reversed(Lane))
+        turn, rest = divmod(self._starts, LOWEST_FIRST_EVERY)
+        lanes = list(Lane) if rest else [_LESS_URGENT[turn % len(_LESS_URGENT)], *reversed(Lane)]
         for lane in lanes:
             if (key := self._lanes[lane].pop()) is not None:
                 self._begin(key, self._lanes[lane].places)
