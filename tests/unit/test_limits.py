@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
@@ -10,8 +12,8 @@ from pydantic import ValidationError
 from tests.support.workqueue import workqueue
 from workqueue.contract.topology import Limit
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.limits import has_enough
+from workqueue_operator.broker.connection import Broker, QueueCounts
+from workqueue_operator.broker.limits import Limits, has_enough
 from workqueue_operator.kube.store import Store
 from workqueue_operator.reconcile.limits import agreed
 
@@ -90,3 +92,40 @@ def test_replicas_that_could_get_no_token_are_too_many(concurrency: int, slots: 
 def test_limit_is_a_positive_number() -> None:
     with pytest.raises(ValidationError, match="concurrency"):
         workqueue(limits={"concurrency": 0})
+
+
+class Tokens:
+    """A broker that has the tokens of every limit, as soon as it answers."""
+
+    def __init__(self, display: str, *, answers: bool = True) -> None:
+        self.binding = SimpleNamespace(display=display)
+        self.asked = 0
+        self.answers = asyncio.Event()
+        if answers:
+            self.answers.set()
+
+    async def declare_exchange(self, *_: Any, **__: Any) -> None:
+        self.asked += 1
+        await self.answers.wait()
+
+    async def counts_if_there(self, _: str) -> QueueCounts:
+        return QueueCounts(5, 0, at=0.0)
+
+    async def declare_queue(self, _: Any) -> QueueCounts:
+        return QueueCounts(5, 0, at=0.0)
+
+
+async def test_silent_broker_delays_no_limit_of_the_same_name_elsewhere() -> None:
+    limits, limit = Limits(), Limit("jobs.limit.handlers", 5)
+    silent, healthy = Tokens("amqp://silent/", answers=False), Tokens("amqp://healthy/")
+    waiting = [asyncio.create_task(limits.ensure(limit, cast(Broker, silent))) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        await limits.ensure(limit, cast(Broker, healthy))
+
+    assert silent.asked == 1, "on one broker they are made once"
+    silent.answers.set()
+    await asyncio.gather(*waiting)
+    waiting.clear()
+    assert len(limits._locks) == 0

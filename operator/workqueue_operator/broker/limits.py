@@ -7,8 +7,8 @@ empty, and then sealed with an exchange of the same name. A queue without a seal
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from typing import Final
+from weakref import WeakValueDictionary
 
 from workqueue.contract.topology import Limit
 from workqueue_operator.api.reasons import Reason
@@ -31,7 +31,8 @@ class Limits:
     """Makes the tokens of limits. Several WorkQueues may ask for the same ones at the same time."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # For each broker: one that does not answer must not delay the limits of the same name on others.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def ensure(self, limit: Limit, broker: Broker) -> None:
         """Make the tokens, unless they exist. If some are missing, or the limit has changed, all are made again.
@@ -39,7 +40,7 @@ class Limits:
         Raises:
             ReconcileError: refused, or no answer.
         """
-        async with self._locks[limit.name]:
+        async with self._locks.setdefault((broker.binding.display, limit.name), asyncio.Lock()):
             try:
                 if not await _is_complete(limit, broker):
                     await delete(limit.name, broker)
