@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import gc
 import time
 
 import pytest
@@ -156,6 +158,45 @@ async def test_corrected_secret_is_noticed_within_seconds(
     cluster.answer("GET", "rabbitmq", GOOD)
     monkeypatch.setattr(module, "PROBLEM_MAX_AGE", -1.0)
     assert (await secrets.binding("team", "rabbitmq")).username == "user"
+
+
+@pytest.mark.parametrize("before", [{}, GOOD], ids=["invalid-before", "refused-by-its-broker"])
+async def test_ring_that_waits_does_not_keep_an_old_secret(
+    cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch, before: dict[str, object]
+) -> None:
+    cluster.answer("GET", "rabbitmq", before)
+    with contextlib.suppress(ReconcileError):
+        await secrets.binding("team", "rabbitmq")
+    cluster.answer("GET", "rabbitmq", secret(uri="amqp://user:secret@rabbit.example/corrected"))
+    monkeypatch.setattr(module, "PROBLEM_MAX_AGE", -1.0)
+    monkeypatch.setattr(module, "MAX_AGE_OF_SUSPECT", -1.0)
+
+    binding = await secrets.binding("team", "rabbitmq", suspect=bool(before), proven=True)
+
+    assert binding.virtual_host == "corrected"
+
+
+async def test_error_of_a_read_whose_callers_are_gone_is_not_logged(
+    cluster: FakeCluster, secrets: Secrets, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = asyncio.Event()
+
+    async def unanswered(_: Request) -> object:
+        await fails.wait()
+        raise ClusterError(0, "no answer")
+
+    cluster.answer("GET", "rabbitmq", unanswered)
+    caller = asyncio.create_task(secrets.binding("team", "rabbitmq"))
+    await until(lambda: len(cluster.asked) == 1)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+    fails.set()
+    await until(lambda: not secrets._reading)
+
+    gc.collect()  # asyncio logs an error that nobody has read when its task is freed
+    assert caplog.records == []
 
 
 async def test_binary_secret_keys_are_ignored(cluster: FakeCluster, secrets: Secrets) -> None:

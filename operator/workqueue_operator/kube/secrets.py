@@ -132,7 +132,8 @@ class Secrets:
 
         Args:
             suspect: whether a connection with this data has failed.
-            proven: whether a connection with this data is open, so that its age does not matter.
+            proven: whether a connection with this data was open a moment ago, so that its age does not matter. Not if
+                it has failed since, or the Secret had a problem when it was last read.
 
         Raises:
             ReconcileError: the Secret is missing, forbidden or invalid. The message says what to do.
@@ -140,6 +141,7 @@ class Secrets:
         """
         where = namespace, name
         entry = self._entries.get(where)
+        proven = proven and not suspect and entry is not None and isinstance(entry.result, Binding)
         if entry is None or (not proven and time.monotonic() - entry.at > entry.max_age(suspect=suspect)):
             entry = await self._current(where)
         if isinstance(entry.result, ReconcileError):
