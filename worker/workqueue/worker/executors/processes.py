@@ -67,7 +67,8 @@ class _HandlerProcess:
 
     Attributes:
         running: the deliveries whose handlers run, by token.
-        unstarted: tokens of deliveries that are not sent completely.
+        unstarted: tokens of deliveries of which the socket has taken nothing. If a process ends while it receives a
+            message, that message may be the cause, such as a body that is too large for its memory.
         is_leaving: whether it gets no more messages and should end.
         is_blocked: whether it owes an answer to the last ping.
         was_ended: whether this executor has ended it, because of a handler that did not stop.
@@ -90,7 +91,7 @@ class _HandlerProcess:
         self.memory_read_at = 0.0
         self._tokens = itertools.count(1)
         self._incoming = bytearray()
-        self._outgoing: list[memoryview] = []
+        self._outgoing: list[tuple[int, memoryview]] = []
 
     @property
     def descriptor(self) -> int:
@@ -102,7 +103,7 @@ class _HandlerProcess:
         self.running[token] = delivery
         delivery.task = token
         head = frames.pack_message(token, delivery.message, delivery.properties)
-        if not self._send((memoryview(head), memoryview(delivery.body)), loop):
+        if not self._send((memoryview(head), memoryview(delivery.body)), loop, token):
             self.unstarted.add(token)
 
     def ping(self, loop: Loop) -> None:
@@ -110,30 +111,30 @@ class _HandlerProcess:
         self.is_blocked = True
         self._send((memoryview(frames.HEAD.pack(Kind.PING, 0, 0, 0)),), loop)
 
-    def _send(self, pieces: Sequence[memoryview], loop: Loop) -> bool:
-        """Send all, or as much as the socket takes; return whether it was all."""
+    def _send(self, pieces: Sequence[memoryview], loop: Loop, token: int = 0) -> bool:
+        """Send all, or as much as the socket takes; return whether it took anything."""
         if self._outgoing:
-            self._outgoing += pieces
+            self._outgoing += [(token, piece) for piece in pieces]
             return False
         try:
-            sent = self.child.socket.sendmsg(pieces)
+            sent = taken = self.child.socket.sendmsg(pieces)
         except BlockingIOError:
-            sent = 0
+            sent = taken = 0
         except OSError:  # it has ended, which its watcher reports
             return False
         for piece in pieces:
             if sent < len(piece):
-                self._outgoing.append(piece[sent:])
+                self._outgoing.append((token, piece[sent:]))
             sent = max(0, sent - len(piece))
         if self._outgoing:
             loop.update_handler(self.descriptor, loop.READ | loop.WRITE)
-        return not self._outgoing
+        return taken > 0
 
     def flush(self, loop: Loop) -> None:
         """Send more of the rest, at most `TURN_BYTES`."""
         total = 0
         while self._outgoing and total < TURN_BYTES:
-            piece = self._outgoing[0]
+            token, piece = self._outgoing[0]
             try:
                 sent = self.child.socket.send(piece[:PIECE_BYTES])
             except BlockingIOError:
@@ -143,12 +144,12 @@ class _HandlerProcess:
                 loop.update_handler(self.descriptor, loop.READ)
                 return
             total += sent
+            self.unstarted.discard(token)
             if sent == len(piece):
                 del self._outgoing[0]
             else:
-                self._outgoing[0] = piece[sent:]
+                self._outgoing[0] = token, piece[sent:]
         if not self._outgoing:
-            self.unstarted.clear()
             loop.update_handler(self.descriptor, loop.READ)
 
     def receive(self) -> list[frames.Frame] | None:
