@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pika import BasicProperties
 from tests.support.wait import eventually
 from workqueue.amqp.io_loop import Loop
 from workqueue.message import Message
+from workqueue.worker.executors import processes
 from workqueue.worker.executors.launcher import Launcher
 from workqueue.worker.executors.processes import ProcessExecutor
 from workqueue.worker.handlers.outcome import RetryPolicy
@@ -118,3 +120,43 @@ def test_body_that_ends_its_process_on_the_way_costs_an_attempt(start: Callable[
     assert bench.interruptions == []
     [(_, error)] = bench.ended
     assert "handler's process has ended" in str(error)
+
+
+LATE = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(1.5)
+def handle(message):
+    pass
+"""
+
+
+def test_process_that_loads_too_late_gets_no_message(
+    start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = start(LATE, 1.0)
+
+    eventually(lambda: bool(bench.refusals or bench.loads), PATIENCE)
+
+    assert bench.loads == 0
+    assert "1 s" in bench.refusals[0]
+
+
+def test_processes_that_end_leave_nothing_behind(start: Callable[..., Bench]) -> None:
+    bench = start("import os\ndef handle(message):\n    os._exit(3)\n", 3600.0)
+    bench.submit(b"first")
+    eventually(lambda: len(bench.ended) == 1 and bench.is_ready, PATIENCE)
+    before = resources()
+
+    for number in range(2, 8):
+        bench.submit(b"next")
+        eventually(lambda number=number: len(bench.ended) == number and bench.is_ready, PATIENCE)  # type: ignore[misc]
+
+    assert resources() == before
+
+
+def resources() -> tuple[int, int]:
+    """Descriptors of this process, and the processes of handlers that it still knows."""
+    gc.collect()
+    known = [one for one in gc.get_objects() if isinstance(one, processes._HandlerProcess)]
+    return len(list(Path("/proc/self/fd").iterdir())), len(known)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from workqueue.amqp.backoff import Backoff
-from workqueue.amqp.io_loop import Loop
+from workqueue.amqp.io_loop import Loop, Timer
 from workqueue.worker.ending import CLOSING_SECONDS, HOOKS_SECONDS
 from workqueue.worker.errors import too_slow
 from workqueue.worker.executors import frames
@@ -73,6 +73,7 @@ class _HandlerProcess:
         is_blocked: whether it owes an answer to the last ping.
         was_ended: whether this executor has ended it, because of a handler that did not stop.
         end_reason: why it cannot be used, if known before it has ended.
+        loading_timer: ends it if it does not load the handler in time.
     """
 
     def __init__(self, seat: _Seat, child: Child, metrics_name: str) -> None:
@@ -87,6 +88,7 @@ class _HandlerProcess:
         self.was_ended = False
         self.has_ended = False
         self.end_reason: str | None = None
+        self.loading_timer: Timer | None = None
         self.handled = 0
         self.memory_read_at = 0.0
         self._tokens = itertools.count(1)
@@ -304,7 +306,9 @@ class ProcessExecutor:
         self._loop.add_handler(
             process.descriptor, lambda _fd, events: self._ready(process, events), self._loop.READ
         )
-        self._loop.call_later(self._config.startup_timeout_seconds, lambda: self._give_up_loading(process))
+        process.loading_timer = self._loop.call_later(
+            self._config.startup_timeout_seconds, lambda: self._give_up_loading(process)
+        )
 
     def _launch_later(self, seat: _Seat) -> None:
         if seat.is_waiting:
@@ -339,6 +343,7 @@ class ProcessExecutor:
     def _loaded(self, process: _HandlerProcess, *, is_async: bool) -> None:
         seat = process.seat
         process.is_loaded = True
+        self._cancel_loading_timer(process)
         seat.failed_loads = 0
         if not self._knows_kind:
             self._knows_kind = True
@@ -361,9 +366,14 @@ class ProcessExecutor:
             self._by_slot[slot] = self._seats[-1]
 
     def _give_up_loading(self, process: _HandlerProcess) -> None:
-        if not process.is_loaded and not process.has_ended and process.end_reason is None:
+        if process.end_reason is None:
             process.end_reason = too_slow(self._launcher.name, self._config.startup_timeout_seconds)
             process.child.supervised.terminate()
+
+    def _cancel_loading_timer(self, process: _HandlerProcess) -> None:
+        if process.loading_timer is not None:
+            self._loop.remove_timeout(process.loading_timer)
+            process.loading_timer = None
 
     def _not_loaded(self, seat: _Seat, reason: str) -> None:
         seat.successor = None
@@ -409,7 +419,7 @@ class ProcessExecutor:
                 self._returned(process, frame.token, frames.unpack_outcome(frame.fields))
             case Kind.PONG:
                 process.is_blocked = False
-            case Kind.LOADED if not process.is_loaded:
+            case Kind.LOADED if not process.is_loaded and process.end_reason is None:
                 self._loaded(process, is_async=frames.unpack_content(frame.fields).get("async") is True)
             case Kind.UNLOADABLE:
                 process.end_reason = str(frames.unpack_content(frame.fields).get("error"))
@@ -485,6 +495,7 @@ class ProcessExecutor:
         while not process.is_leaving and self._read(process):
             pass
         process.has_ended = True
+        self._cancel_loading_timer(process)
         self._processes.discard(process)
         if not process.is_leaving:
             self._forget(process)
