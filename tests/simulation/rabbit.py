@@ -257,6 +257,7 @@ class ModelChannel:
         self.connection = connection
         self.channel_number = number
         self.is_open = False
+        self.is_closing = False
         self.is_closed = False
         self._cancelled: set[str] = set()
         self._tags = itertools.count(1)
@@ -525,8 +526,10 @@ class ModelChannel:
         self.connection.send(self, lambda: self._settle(delivery_tag, "reject"))
 
     def close(self) -> None:
-        self._require_open()
-        self.is_open = False
+        """Close it, perhaps before it is open. Then `on_open` is never called."""
+        if self.is_closed or self.is_closing:
+            raise ChannelWrongStateError("Channel is closed.")
+        self.is_open, self.is_closing = False, True
 
         def carry_out() -> None:
             self.leave()
@@ -575,7 +578,7 @@ class ModelChannel:
             callback(method if isinstance(method, spec.Basic.GetOk) else frame)
 
     def _opened(self, on_open: Any) -> None:
-        if not self.is_closed:
+        if not (self.is_closed or self.is_closing):
             self.is_open = True
             on_open(self)
 
@@ -601,7 +604,7 @@ class ModelChannel:
     def _closed(self, reason: Exception) -> None:
         if self.is_closed:
             return
-        self.is_open, self.is_closed = False, True
+        self.is_open, self.is_closing, self.is_closed = False, False, True
         self._calls.clear()
         for callback in self._on_close:
             callback(self, reason)
