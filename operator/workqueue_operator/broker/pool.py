@@ -157,7 +157,9 @@ class BrokerPool:
         for comparison in list(self._comparing.values()):
             comparison.cancel()
         handles, self._handles, self._handle_of = list(self._handles.values()), {}, {}
-        await asyncio.gather(*map(self._close, handles))
+        async with asyncio.TaskGroup() as closing:
+            for handle in handles:
+                closing.create_task(self._close(handle))
 
     @staticmethod
     async def _close(handle: BrokerHandle) -> None:
