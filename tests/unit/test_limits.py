@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.support.workqueue import workqueue
-from workqueue.contract.topology import Limit
+from workqueue.contract.topology import BrokerVersion, Limit
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import Broker, QueueCounts
 from workqueue_operator.broker.limits import Limits, has_enough
@@ -99,6 +99,7 @@ class Tokens:
 
     def __init__(self, display: str, *, answers: bool = True) -> None:
         self.binding = SimpleNamespace(display=display)
+        self.version = BrokerVersion(4, 0)
         self.asked = 0
         self.answers = asyncio.Event()
         if answers:
