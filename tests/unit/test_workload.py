@@ -12,6 +12,7 @@ from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.views import deployment_view
@@ -138,6 +139,27 @@ async def test_count_above_zero_is_not_claimed_again(cluster: FakeCluster, workl
     made["spec"]["replicas"] = 3
     cluster.asked.clear()
     await workload.ensure(workqueue(worker={"image": "jobs:2"}), made)
+    assert len(applies(cluster)) == 1
+
+
+async def test_deployment_is_rendered_once_after_an_edit_that_does_not_change_it(
+    cluster: FakeCluster, workload: WorkloadApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await workload.ensure(workqueue(), None)).deployment
+    rendered: list[WorkQueue] = []
+    real = render.deployment
+
+    def recorded(one: WorkQueue, *arguments: Any, **named: Any) -> Any:
+        rendered.append(one)
+        return real(one, *arguments, **named)
+
+    monkeypatch.setattr(render, "deployment", recorded)
+
+    edited = workqueue(scaling={"maxReplicas": 7})
+    for _ in range(3):
+        assert (await workload.ensure(edited, made)).deployment is made
+
+    assert rendered == [edited]
     assert len(applies(cluster)) == 1
 
 

@@ -174,7 +174,7 @@ class WorkloadApplier:
         wanted = render.deployment(
             workqueue, self._defaults, broker=inputs.broker, proven_hash=inputs.proven_hash
         )
-        if refusal is None and seen is not None and self._is_applied(workqueue, wanted, seen):
+        if refusal is None and seen is not None and self._is_applied(workqueue, inputs, wanted, seen):
             return Ensured(seen)
         if (
             refusal is not None
@@ -225,12 +225,16 @@ class WorkloadApplier:
             and _is_untouched(applied, seen, render.metadata(workqueue))
         )
 
-    def _is_applied(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
+    def _is_applied(self, workqueue: WorkQueue, inputs: _Inputs, wanted: Object, seen: Object) -> bool:
         """Whether no apply is necessary now."""
         applied = self._applied.get(workqueue.metadata.uid)
         if applied is None:
             return _is_of(seen, wanted) and not self._has_turn(workqueue)
-        return applied.digest == digest(wanted) and _is_untouched(applied, seen, wanted["metadata"])
+        if applied.digest != digest(wanted):
+            return False
+        # Such as after a change of spec.scaling. The next pass need not render it again.
+        applied.inputs = inputs
+        return _is_untouched(applied, seen, wanted["metadata"])
 
     def _only_proof_differs(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
         """Whether the last apply differs from `wanted` only because a pod of the template has been Ready since."""
@@ -468,6 +472,8 @@ def _key_refused(error: ClusterError, workqueue: WorkQueue) -> Exception:
 
 def _contains(live: Any, wanted: Any) -> bool:
     """Whether `live` contains everything in `wanted`. Additions of others do not matter."""
+    if live == wanted:
+        return True
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
             _contains(live.get(key), value) for key, value in wanted.items()
@@ -476,4 +482,4 @@ def _contains(live: Any, wanted: Any) -> bool:
         return isinstance(live, list) and all(
             any(_contains(item, value) for item in live) for value in wanted
         )
-    return bool(live == wanted)
+    return False
