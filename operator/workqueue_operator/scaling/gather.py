@@ -133,24 +133,22 @@ class Gatherer:
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())
         connection.on_wait()
         counts = await self._counts(workqueue, connection.handle, ring=ring)
+        worker = workqueue.spec.worker
         readings = QueueReadings(
             counts=counts,
             doorbell_installed_at=connection.handle.broker.doorbell_installed_at(workqueue.queue_name),
-            ours=workqueue.spec.worker is not None,
+            ours=worker is not None,
+            pods=_consuming(deployment, pods) if worker is not None else (),
             single_active=bool(workqueue.spec.queue.single_active_consumer),
-            concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
+            concurrency=worker.concurrency if worker is not None else 1,
+            stopping=_stopping(pods) if worker is not None else (),
+            unreported=_unreported(pods, self._clock.now().timestamp()) if worker is not None else (),
             broker=connection.binding.display,
         )
-        if workqueue.spec.worker is None:
+        if worker is None:
             unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
             readings = replace(readings, unacknowledged=unacknowledged)
         else:
-            readings = replace(
-                readings,
-                pods=_consuming(deployment, pods),
-                stopping=_stopping(pods),
-                unreported=_unreported(pods, self._clock.now().timestamp()),
-            )
             if self._still_holds(workqueue, readings, state) and not changes_the_count(
                 workqueue.spec, replace(readings, statuses=state.statuses), deployment, minimum.replicas
             ):
@@ -160,7 +158,8 @@ class Gatherer:
             readings = await self._until_plausible(workqueue, connection.handle, readings)
             state = _with_waits(workqueue.spec, state, readings, pods)
             seconds = load(readings.statuses, 0.0).handler_seconds
-            state = replace(state, handler_seconds=state.handler_seconds if seconds is None else seconds)
+            if seconds is not None:
+                state = replace(state, handler_seconds=seconds)
         snapshot = Snapshot(
             workqueue=workqueue,
             deployment=deployment,
@@ -202,16 +201,16 @@ class Gatherer:
         has_rate = spec.limits is not None and spec.limits.rate_per_second is not None
         measured = has_rate or spec.scaling.messages_per_replica is None
         wanted = bool(readings.pods) and not readings.statuses and (measured or decisive)
-        if decisive and wanted:
+        if decisive and wanted and readings.stopping:
             (asked, state), stopping = await asyncio.gather(
                 self._ask_workers(readings, state), self._ask_stopping(readings)
             )
             readings = replace(asked, stopping_statuses=stopping.stopping_statuses)
-        elif decisive:
-            readings = await self._ask_stopping(readings)
         elif wanted:
             # During a backlog nothing may delay the decision, and workers that stop do not change it.
             readings, state = await self._ask_workers(readings, state)
+        elif decisive:
+            readings = await self._ask_stopping(readings)
         return replace(readings, unreachable=self._unreachable(readings.pods, state)), state
 
     def _still_holds(self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState) -> bool:
@@ -281,7 +280,7 @@ class Gatherer:
 
     async def _ask_stopping(self, readings: QueueReadings) -> QueueReadings:
         """Ask the workers that were told to stop, unless they have been asked."""
-        if readings.stopping_statuses is not None:
+        if readings.stopping_statuses is not None or not readings.stopping:
             return readings
         statuses = await self._workers.stopping([_address(pod) for pod in readings.stopping])
         return replace(readings, stopping_statuses=statuses)
@@ -359,7 +358,7 @@ def _unreported(pods: Sequence[PodView], now: float) -> list[PodView]:
 
 def _proven(state: GatherState, deployment: DeploymentView | Unknown, pods: Sequence[PodView]) -> GatherState:
     """Remember the template hash once one of its pods is Ready."""
-    if isinstance(deployment, Unknown):
+    if isinstance(deployment, Unknown) or deployment.template_hash == state.proven_hash:
         return state
     if not any(pod.ready and pod.template_hash == deployment.template_hash for pod in pods):
         return state
@@ -385,7 +384,7 @@ def _with_waits(
 ) -> GatherState:
     limit, counts = spec.scaling.max_wait_seconds, readings.counts
     if limit is None:
-        return replace(state, waits=None)
+        return state if state.waits is None else replace(state, waits=None)
     if not isinstance(counts, QueueCounts) or is_implausible(readings):
         return state
     answers = {pod.name: readings.statuses.get(pod.name) for pod in readings.pods}
