@@ -225,15 +225,23 @@ class Reconciler:
         if found is None:
             return CONNECTING_AGAIN
         outcome, due = found
-        findings, moment = status.conditions(workqueue, outcome), timestamp(self._clock.now())
-        parts.reporter.measure(workqueue, outcome)
-        parts.reporter.transitions(workqueue, findings)
-        parts.reporter.status(workqueue, status.status(workqueue, outcome, findings, moment))
+        reported = (workqueue.metadata.resource_version, outcome)
+        # Of a WorkQueue at rest, most passes have nothing new to report.
+        if reported != state.reported:
+            state.reported = reported
+            self._report(workqueue, outcome)
         if outcome.problem is None:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
         binds = BIND_AGAIN if outcome.queue.reason in _TRIES_AGAIN else None
         return min((wait for wait in (due, again, binds) if wait is not None), default=None)
+
+    def _report(self, workqueue: WorkQueue, outcome: status.Outcome) -> None:
+        findings, moment = status.conditions(workqueue, outcome), timestamp(self._clock.now())
+        reporter = self._parts.reporter
+        reporter.measure(workqueue, outcome)
+        reporter.transitions(workqueue, findings)
+        reporter.status(workqueue, status.status(workqueue, outcome, findings, moment))
 
     def _report_unreadable(self, body: Object, error: ValidationError) -> None:
         """The CRD is older than this operator, or was bypassed. The operator only reports that."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from workqueue.contract.topology import Limit
 from workqueue_operator.api.reasons import Finding
+from workqueue_operator.reconcile.status import Outcome
 from workqueue_operator.scaling.decide import ScaleInWindow
 from workqueue_operator.scaling.gather import GatherState
 from workqueue_operator.scaling.retries import RetryState
@@ -28,6 +29,7 @@ class PassState:
         last_scale: the status fields about the last change of the count.
         failures: passes in a row that raised an error, such as one of the API server.
         problems: passes in a row that had no depth.
+        reported: the resourceVersion and the outcome of the last pass that had something new to report.
     """
 
     uid: str
@@ -38,6 +40,7 @@ class PassState:
     last_scale: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     problems: int = 0
+    reported: tuple[str, Outcome] | None = None
     gathered: GatherState = field(default_factory=GatherState)
     scaled: ScaleState = field(default_factory=ScaleState)
     retries: RetryState = field(default_factory=RetryState)
