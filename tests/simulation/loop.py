@@ -157,15 +157,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 if not timer._cancelled:
                     ready.append(timer)
             for _ in range(len(ready)):
-                self._run(ready.popleft())
-
-    def _run(self, handle: Handle) -> None:
-        if handle._cancelled:
-            return
-        try:
-            handle._context.run(handle._callback, *handle._args)
-        except Exception as error:  # noqa: BLE001 - it is recorded
-            self.call_exception_handler({"message": f"Exception in {handle._callback!r}", "exception": error})
+                handle = ready.popleft()
+                if handle._cancelled:
+                    continue
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except Exception as error:  # noqa: BLE001 - it is recorded
+                    what = {"message": f"Exception in {handle._callback!r}", "exception": error}
+                    self.call_exception_handler(what)
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
         """Run a callback in the next turn, unless its process is dead or frozen."""

@@ -618,20 +618,19 @@ class Properties:
         """Workers without messages are removed, also under a quota that refuses pods."""
         spec, stage = body["spec"], self._stage
         deployment = self._cluster.server.get("deployments", key[0], workload_name(key[1]))
-        scopes = [scope for scope in stage.scopes(key) if not scope.startswith("quota")]
-        fewest = _fewest(body)
         if (
             deployment is None
             or queue is None
             # Also messages that came and went since the last look.
             or self._most_messages[key][-1][1]
-            or deployment["spec"].get("replicas", 1) <= fewest
+            or not deployment["spec"].get("replicas", 1)
             or spec.get("suspend")
             or "replicas" in spec
             # Other targets also ask for workers while they measure.
             or "messagesPerReplica" not in spec["scaling"]
+            or deployment["spec"].get("replicas", 1) <= _fewest(body)
             or len(self._claimants(key)) > 1
-            or stage.healthy_for(*scopes) < MARGIN
+            or stage.healthy_for(*(one for one in stage.scopes(key) if not one.startswith("quota"))) < MARGIN
             or self._replicasets(("deployments", key[0], workload_name(key[1]))) > 1
         ):
             self._idle_since.pop(key, None)
