@@ -102,6 +102,7 @@ async def test_deleted_workqueues_leave_nothing_behind(monkeypatch: pytest.Monke
         for number in range(20, 20 + COUNT):
             await live_and_die(number)
         await passes.reported()
+        await parts.secrets.read_due(time.monotonic())
         # As the LIST of every few minutes does.
         for kind in ("workqueues", "deployments"):
             parts.store.correct(kind, set(), None, time.monotonic() + 3600)

@@ -116,8 +116,12 @@ async def test_unused_secret_is_evicted(
 ) -> None:
     cluster.answer("GET", "secrets", GOOD)
     await secrets.binding("team", "old")
-    monkeypatch.setattr(module, "KEPT", -1.0)
     await secrets.binding("team", "new")
+    secrets.use(("team", "jobs"), "new")
+    monkeypatch.setattr(module, "KEPT", -1.0)
+
+    await secrets.read_due(time.monotonic())
+
     assert list(secrets._entries) == [("team", "new")]
     assert secrets._reading == {}
 

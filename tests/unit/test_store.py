@@ -470,3 +470,13 @@ async def test_workqueue_iteration_yields_to_other_tasks(store: Store) -> None:
     task.cancel()
     assert names == [f"jobs-{number}" for number in range(119)], "what goes meanwhile is left out"
     assert turns >= 3
+
+
+@pytest.mark.parametrize(
+    "spec", ["text", ["list"], None, {"limits": "text"}, {"limits": {"group": ["list"]}}]
+)
+def test_workqueue_that_nothing_has_validated_is_stored(store: Store, woken: list[Key], spec: object) -> None:
+    assert store.put_workqueue({**thing("jobs", 10), "spec": spec})
+
+    assert woken == [JOBS]
+    assert store.group("team", "list") == frozenset()

@@ -109,7 +109,12 @@ class Secrets:
                 logger.exception("Refreshing the connection Secrets failed.")
 
     async def read_due(self, now: float) -> None:
-        """Refresh a share of the Secrets that are due, the oldest first, to spread the load."""
+        """Refresh a share of the Secrets that are due, the oldest first, to spread the load. Forget unused ones."""
+        self._entries = {
+            where: entry
+            for where, entry in self._entries.items()
+            if where in self._users or now - entry.at < KEPT
+        }
         ages = {
             where: now - entry.at for where in self._users if (entry := self._entries.get(where)) is not None
         }
@@ -177,12 +182,6 @@ class Secrets:
                 raise
             # Keep the cached data, and retry the read soon.
             result, at = known.result, at - READ_AFTER + PROBLEM_MAX_AGE
-        now = time.monotonic()
-        self._entries = {
-            place: entry
-            for place, entry in self._entries.items()
-            if place in self._users or now - entry.at < KEPT
-        }
         entry = self._entries[where] = _Entry(at, result)
         if known is not None and not _same(known.result, result):
             for key in self._users.get(where, ()):

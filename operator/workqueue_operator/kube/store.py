@@ -175,7 +175,8 @@ class Store:
             return False
         known = self.workqueues.get(key)
         now = self.workqueues[key] = _lean("workqueues", body)
-        self._note_group(key, ((now.get("spec") or {}).get("limits") or {}).get("group"))
+        group = part_of(now, "spec", "limits", "group")
+        self._note_group(key, group if isinstance(group, str) else None)
         changed = known is None or _asks_for(now) != _asks_for(known)
         if changed or (not our_status and now.get("status") != (known or {}).get("status")):
             self.wake(key)
@@ -367,6 +368,16 @@ def _lean(kind: str, body: Object) -> Object:
         metadata["annotations"] = others
     kept: Object = {**_part(body, _READ[kind]), "metadata": metadata}
     return kept
+
+
+def part_of(body: Any, *path: str) -> Any:
+    """Return a part of an object; None without it, also if something on the path is no object.
+
+    A WorkQueue may be older than its CRD, so that the API server has not validated it.
+    """
+    for name in path:
+        body = body.get(name) if isinstance(body, dict) else None
+    return body
 
 
 def _part(value: Any, wanted: Any) -> Any:

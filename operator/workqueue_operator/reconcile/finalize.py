@@ -23,7 +23,7 @@ from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import workqueue_path
 from workqueue_operator.kube.secrets import Secrets
-from workqueue_operator.kube.store import Key, Store, key_of
+from workqueue_operator.kube.store import Key, Store, key_of, part_of
 from workqueue_operator.kube.views import PodView, deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.ports import Clock, Kubernetes, Workers
@@ -149,15 +149,13 @@ class Finalizer:
         This asks the store, because after a restart other WorkQueues may not have declared the queue yet.
         """
         for body in self._store.workqueues.containing(workqueue.queue_name):
-            key, spec = key_of(body), body["spec"]
+            key = key_of(body)
             if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
                 continue
-            if (spec.get("queue", {}).get("name") or key[1]) != workqueue.queue_name:
+            if (part_of(body, "spec", "queue", "name") or key[1]) != workqueue.queue_name:
                 continue
-            if (
-                await self._is_on(handle, key, spec["connectionSecretRef"]["name"], workqueue.queue_name)
-                is False
-            ):
+            secret = part_of(body, "spec", "connectionSecretRef", "name")
+            if secret and await self._is_on(handle, key, secret, workqueue.queue_name) is False:
                 continue
             if key[0] == workqueue.metadata.namespace:
                 return f"the WorkQueue {key[1]!r}"

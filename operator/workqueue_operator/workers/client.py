@@ -353,7 +353,10 @@ def _names(said: Any) -> frozenset[str] | None:
 
 
 def _number(value: Any) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not 0 <= number < math.inf:
         raise ValueError("the number is not finite, or below zero")
     return number
