@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.e2e.test_limits import most_at_once
-from tests.support.kubernetes import CHECKOUT, kubectl
+from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl
 from tests.support.objects import Object, merged
 from tests.support.wait import eventually
 from tests.support.workqueues import IMAGE, Lab, WorkQueueUnderTest
@@ -68,7 +68,10 @@ def await_printed(workqueue: WorkQueueUnderTest, pattern: str, count: int) -> li
     def printed() -> list[Any]:
         where = f"--namespace={workqueue.lab.namespace}"
         selector = f"--selector=workqueue.dev/workqueue={workqueue.name}"
-        log = kubectl("logs", selector, where, "--container=worker", "--tail=-1", "--max-log-requests=50")
+        try:
+            log = kubectl("logs", selector, where, "--container=worker", "--tail=-1", "--max-log-requests=50")
+        except KubectlError:  # a container has not started yet
+            return []
         found = re.findall(pattern, log)
         return found if len(found) >= count else []
 
