@@ -431,5 +431,5 @@ def test_direct_reply_to_is_answered(every_rabbitmq: Broker, start: Start) -> No
         [(found, body)] = answers
         assert (found.correlation_id, body) == ("c-1", b'{"answer":42}')
         eventually(lambda: worker.outcomes() == {"acked": 1}, PATIENCE)
-        assert is_empty(vhost)
+        eventually(lambda: is_empty(vhost))
         assert worker.stop(60) == 0

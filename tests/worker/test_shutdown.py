@@ -214,7 +214,7 @@ def test_pending_retry_is_finished_before_exit(vhost: VirtualHost, workers: Work
     publish(vhost, {"id": 1, "do": "fail"})
     eventually(lambda: worker.events_of("start") == [1])
     assert worker.stop() == 0
-    assert is_empty(vhost)
+    eventually(lambda: is_empty(vhost))
     assert vhost.depth("jobs.retry.step.16s").ready == 1
 
 
@@ -262,4 +262,4 @@ def test_message_that_kills_its_workers_is_dead_lettered(every_vhost: VirtualHos
         worker = workers.start(every_vhost.url, *IN_THREADS, queue="poison", declare=False)
         assert worker.wait() == 70
     eventually(lambda: every_vhost.depth("poison.dead").ready == 1)
-    assert is_empty(every_vhost, "poison")
+    eventually(lambda: is_empty(every_vhost, "poison"))
