@@ -20,7 +20,7 @@ class FakeChannel:
     def __init__(self, on_open: Callable[[Any], None]) -> None:
         self.on_open = on_open
         self.on_selected: Callable[[Any], None] | None = None
-        self.is_open = False
+        self.is_open = self.is_closing = self.is_closed = False
         self.closes = self.published = 0
 
     def add_on_close_callback(self, _callback: Any) -> None: ...
@@ -36,6 +36,7 @@ class FakeChannel:
     def close(self) -> None:
         self.closes += 1
         self.is_open = False
+        self.is_closing = True
 
     def open(self) -> None:
         self.is_open = True
