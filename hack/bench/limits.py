@@ -143,9 +143,7 @@ def _precision(broker: Any, count: int, seconds: int) -> Row:
         workers = Workers(Path(folder))
         try:
             several = [
-                workers.start(
-                    vhost.url, "--limit-rate-queue", RATE.name, "--log-level", "warning", handler=RECORDED
-                )
+                workers.start(vhost.url, "--limit-rate-queue", RATE.name, handler=RECORDED)
                 for _ in range(count)
             ]
             for worker in several:
