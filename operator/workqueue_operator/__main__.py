@@ -294,7 +294,9 @@ class Operator:
         )
         leadership = self._leadership
         rates = RateFeeder(
-            lambda: leadership is None or leadership.leads, partial(queue.add, lane=Lane.TIMER)
+            lambda: leadership is None or leadership.leads,
+            partial(queue.add, lane=Lane.TIMER),
+            brokers.are_same,
         )
         workload = WorkloadApplier(cluster, counts, defaults, partial(queue.add, lane=Lane.TIMER), clock)
         targets = Targets(cluster, store, workload, clock)

@@ -116,7 +116,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
     )
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
     reporter = Reporter(cluster, store, "me", metrics, clock=clock)
-    rates = RateFeeder(lambda: True, queue.add)
+    rates = RateFeeder(lambda: True, queue.add, brokers.are_same)
     workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
     store.put_workqueue(workqueue())
     targets = Targets(cluster, store, workload, clock)

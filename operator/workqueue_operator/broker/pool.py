@@ -104,7 +104,7 @@ class BrokerPool:
         if comparison is not None:
             # It has been slow before. No pass waits for it again.
             return None
-        comparison = asyncio.create_task(self.are_same(handle, other, queue))
+        comparison = asyncio.create_task(self.are_same(handle.broker, other.broker, queue))
         done, _ = await asyncio.wait({comparison}, timeout=COMPARE_SECONDS)
         if done:
             return comparison.result()
@@ -128,12 +128,12 @@ class BrokerPool:
             for key in (*handle.poller.claims_on(queue), *other.poller.claims_on(queue)):
                 self._wake(key)
 
-    async def are_same(self, handle: BrokerHandle, other: BrokerHandle, queue: str) -> bool | None:
-        """Return whether two handles lead to the same broker and virtual host (see Broker.is_same_as)."""
-        pair = frozenset((one.broker.binding.identity, one.broker.generation) for one in (handle, other))
+    async def are_same(self, broker: Broker, other: Broker, queue: str) -> bool | None:
+        """Return whether two connections lead to the same broker and virtual host (see Broker.is_same_as)."""
+        pair = frozenset((one.binding.identity, one.generation) for one in (broker, other))
         if (known := self._same.get(pair)) is not None:
             return known
-        same = await handle.broker.is_same_as(other.broker, queue)
+        same = await broker.is_same_as(other, queue)
         if same is not None:
             self._same = dict([*self._same.items()][-SAME_KEPT:]) | {pair: same}
         return same

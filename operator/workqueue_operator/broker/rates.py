@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -101,14 +101,12 @@ class _Feed:
 
     Attributes:
         members: the WorkQueues that use the limit, and whether they have messages or workers.
-        same: whether another connection leads to the same RabbitMQ, by it and the generations of both.
         problem: why RabbitMQ takes no tokens; None while it does.
     """
 
     limit: RateLimit
     broker: Publishing
     members: dict[Key, bool] = field(default_factory=dict)
-    same: dict[tuple[Broker, int, int], bool | None] = field(default_factory=dict)
     problem: ReconcileError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -120,11 +118,18 @@ class RateFeeder:
     Args:
         leads: whether this process still leads. Two leaders would publish twice the rate.
         enqueue: asks for a pass over a WorkQueue, when the queue of its tokens was deleted, or RabbitMQ refuses them.
+        are_same: whether two connections lead to the same RabbitMQ, where a queue is.
     """
 
-    def __init__(self, leads: Callable[[], bool], enqueue: Callable[[Key], object]) -> None:
+    def __init__(
+        self,
+        leads: Callable[[], bool],
+        enqueue: Callable[[Key], object],
+        are_same: Callable[[Broker, Broker, str], Awaitable[bool | None]] = Broker.is_same_as,
+    ) -> None:
         self._leads = leads
         self._enqueue = enqueue
+        self._are_same = are_same
         self._feeds: dict[tuple[int, str], _Feed] = {}
         self._feed_of: dict[Key, tuple[int, str]] = {}
 
@@ -163,10 +168,7 @@ class RateFeeder:
             is_group = any(member[0] == key[0] for member in feed.members)
             if not (is_group and other.connected and feed.problem is None):
                 continue
-            pair = (broker, broker.generation, other.generation)
-            if feed.same.get(pair) is None:
-                feed.same[pair] = await broker.is_same_as(other, limit.name)
-            if feed.same[pair] and self._feeds.get(identity) is feed:
+            if await self._are_same(broker, other, limit.name) and self._feeds.get(identity) is feed:
                 return other
         return broker
 

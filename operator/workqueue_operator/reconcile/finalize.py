@@ -167,13 +167,14 @@ class Finalizer:
         known = self._brokers.known(key)
         try:
             theirs = await self._brokers.handle(key, await self._secrets.binding(key[0], secret))
-            same = True if theirs is handle else await self._brokers.are_same(handle, theirs, queue)
+            broker, other = handle.broker, theirs.broker
+            same = True if theirs is handle else await self._brokers.are_same(broker, other, queue)
             if same is None:
-                await theirs.broker.ready()
-                same = await self._brokers.are_same(handle, theirs, queue)
+                await other.ready()
+                same = await self._brokers.are_same(broker, other, queue)
         except ReconcileError:
             same = None
-        if known is None and (self._store.workqueue(key) or {}).get("spec", {}).get("suspend"):
+        if known is None and part_of(self._store.workqueue(key), "spec", "suspend"):
             # A suspended WorkQueue has no pass that would leave the broker.
             await self._brokers.leave(key)
         return same
