@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import AMQPError
 from pika.spec import Basic
 
+from workqueue.amqp.outgoing import Outgoing
 from workqueue_operator.broker.channel import CallChannel, ChannelLostError, ChannelRefusedError
-
-_OVERHEAD: Final = 22
-"""Bytes of the frame with the properties of a message, in addition to these."""
 
 
 class OwnMessage(NamedTuple):
@@ -52,7 +49,7 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
         headers=dict(message.headers) or None,
         delivery_mode=2,
     )
-    _require_encodable(properties, int(connection.params.frame_max))
+    _require_encodable(message, connection.params.frame_max)
 
     def send(channel: Channel, done: Callable[[Any], None]) -> None:
         def on_ready(_: object) -> None:
@@ -78,14 +75,11 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
         raise NotPublishedError("RabbitMQ refused it, as when the queue is full")
 
 
-def _require_encodable(properties: BasicProperties, frame_max: int) -> None:
-    """Check that AMQP can carry these properties. Otherwise the connection would be lost, which others use, too."""
+def _require_encodable(message: OwnMessage, frame_max: int) -> None:
+    """Check that AMQP can carry its properties. Otherwise the connection would be lost, which others use, too."""
+    headers = dict(message.headers) or None
+    checked = Outgoing(message.queue, b"", headers=headers, content_type=message.content_type)
     try:
-        fits = sum(map(len, properties.encode())) <= frame_max - _OVERHEAD
-    except (AMQPError, ValueError):
-        fits = False
-    if not fits:
-        raise NotPublishedError(
-            "AMQP cannot carry it. The content type and the name of each header may have 255 bytes, and all headers "
-            f"together must fit into {frame_max} bytes"
-        )
+        checked.encode(1, frame_max, message.message_id, 0)
+    except ValueError as error:
+        raise NotPublishedError(f"AMQP cannot carry it: {error}") from error
