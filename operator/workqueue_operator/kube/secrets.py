@@ -54,10 +54,12 @@ class _Entry:
     at: float
     result: Binding | ReconcileError
 
-    def max_age(self, *, suspect: bool) -> float:
+    def max_age(self, *, suspect: bool, proven: bool) -> float:
         if isinstance(self.result, ReconcileError):
             return PROBLEM_MAX_AGE
-        return MAX_AGE_OF_SUSPECT if suspect else MAX_AGE
+        if suspect:
+            return MAX_AGE_OF_SUSPECT
+        return math.inf if proven else MAX_AGE
 
 
 def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
@@ -146,8 +148,7 @@ class Secrets:
         """
         where = namespace, name
         entry = self._entries.get(where)
-        proven = proven and not suspect and entry is not None and isinstance(entry.result, Binding)
-        if entry is None or (not proven and time.monotonic() - entry.at > entry.max_age(suspect=suspect)):
+        if entry is None or time.monotonic() - entry.at > entry.max_age(suspect=suspect, proven=proven):
             entry = await self._current(where)
         if isinstance(entry.result, ReconcileError):
             raise entry.result.with_traceback(None)
