@@ -233,24 +233,22 @@ class Reporter:
         report = self._reports.get(uid)
         if report is None:
             self._reports[uid] = _Report(workqueue.key, json.dumps(status))
-        elif json.dumps(status) != report.text:
-            status = _with_times_of(report.wanted, status)
-            text = json.dumps(status)
+        else:
+            text = json.dumps(_with_times_of(report.wanted, status))
             if text != report.text:
                 report.text, report.digests = text, None
-        self._offer(uid, status)
+        self._offer(uid)
 
-    def _offer(self, uid: str, wanted: Mapping[str, Any] | None = None, *, hurry: bool = False) -> None:
+    def _offer(self, uid: str, *, hurry: bool = False) -> None:
         """Add a report to its outbox when it is due.
 
         Args:
-            wanted: the status of the report, if the caller has it.
             hurry: it is due now, unless the WorkQueue shows it already.
         """
         report = self._reports.get(uid)
         if report is None or not self._open:
             return
-        wait = self._due_in(report, uid, report.wanted if wanted is None else wanted)
+        wait = self._due_in(report, uid)
         if wait is None:
             return
         _cancel_timer(report)
@@ -259,9 +257,9 @@ class Reporter:
         else:
             self._statuses.of(report.key[0]).put(uid, partial(self._write, uid))
 
-    def _due_in(self, report: _Report, uid: str, wanted: Mapping[str, Any]) -> float | None:
+    def _due_in(self, report: _Report, uid: str) -> float | None:
         """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
-        written, shown = report.written, self._shown(report.key, uid)
+        written, wanted, shown = report.written, report.wanted, self._shown(report.key, uid)
         now = self._clock.monotonic()
         if written is None:
             if shown == wanted:

@@ -138,17 +138,20 @@ class Gatherer:
             counts=counts,
             doorbell_installed_at=connection.handle.broker.doorbell_installed_at(workqueue.queue_name),
             ours=worker is not None,
-            pods=_consuming(deployment, pods) if worker is not None else (),
             single_active=bool(workqueue.spec.queue.single_active_consumer),
             concurrency=worker.concurrency if worker is not None else 1,
-            stopping=_stopping(pods) if worker is not None else (),
-            unreported=_unreported(pods, self._clock.now().timestamp()) if worker is not None else (),
             broker=connection.binding.display,
         )
         if worker is None:
             unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
             readings = replace(readings, unacknowledged=unacknowledged)
         else:
+            readings = replace(
+                readings,
+                pods=_consuming(deployment, pods),
+                stopping=_stopping(pods),
+                unreported=_unreported(pods, self._clock.now().timestamp()),
+            )
             if self._still_holds(workqueue, readings, state) and not changes_the_count(
                 workqueue.spec, replace(readings, statuses=state.statuses), deployment, minimum.replicas
             ):
