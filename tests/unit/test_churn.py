@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
 import time
@@ -72,7 +71,6 @@ async def test_deleted_workqueues_leave_nothing_behind(monkeypatch: pytest.Monke
     # Seconds for which an unused Secret stays in memory: otherwise an hour.
     monkeypatch.setattr(secrets, "KEPT", 0.0)
     cluster = api("amqp://guest:guest@127.0.0.1:1/jobs")
-    cluster.answer("GET", "/secrets/rabbitmq-", cluster_secret())
     cluster.answer("PATCH", "/deployments/", applied)
     cluster.answer("PATCH", "/poddisruptionbudgets/", {})
     for path in ("/horizontalpodautoscalers", "/leases"):
@@ -110,7 +108,3 @@ async def test_deleted_workqueues_leave_nothing_behind(monkeypatch: pytest.Monke
 
     growth = {path: after[path] - before[path] for path in after if after[path] - before[path] >= COUNT / 4}
     assert growth == {}
-
-
-def cluster_secret() -> dict[str, Any]:
-    return {"data": {"uri": base64.b64encode(b"amqp://guest:guest@127.0.0.1:1/jobs").decode()}}
