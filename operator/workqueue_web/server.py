@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import heapq
 import logging
+import mimetypes
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,6 +38,9 @@ from workqueue_web.sampler import Sampler
 from workqueue_web.view_model import View
 
 HERE: Final = Path(__file__).parent
+STATIC: Final = {path.name: path.read_bytes() for path in (HERE / "static").iterdir()}
+"""By name. In memory, since aiohttp leaves a file open if the browser goes away while it opens it."""
+
 LIVE_SECONDS: Final = 2.0
 KEEP_ALIVE_SECONDS: Final = 15.0
 CONNECTIONS: Final = 128
@@ -143,7 +147,7 @@ class Page:
             OSError: the port is taken.
         """
         app = web.Application(middlewares=[_harden, self._show_errors, self._require_login])
-        app.router.add_static("/static", HERE / "static", append_version=False)
+        app.router.add_get("/static/{name}", _static)
         app.router.add_get("/login", self._login_form)
         app.router.add_post("/login", self._login)
         app.router.add_post("/logout", self._logout)
@@ -594,6 +598,13 @@ def _done(request: web.Request) -> str:
 
 def _see(path: str) -> web.Response:
     return web.Response(status=303, headers={"Location": path})
+
+
+async def _static(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    if name not in STATIC:
+        raise web.HTTPNotFound
+    return web.Response(body=STATIC[name], content_type=mimetypes.guess_type(name)[0])
 
 
 @web.middleware

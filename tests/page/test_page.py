@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import aiohttp
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import expect
+from yarl import URL
 
 from tests.support.fakecluster import Request
 from tests.support.tiers import some_slow
@@ -162,6 +164,38 @@ async def test_every_response_has_security_headers(site: Site, path: str) -> Non
         for name, value in HEADERS.items():
             if (path, name) != ("/static/page.js", "Cache-Control"):
                 assert answer.headers[name] == value, name
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "kind"),
+    [
+        ("page.js", 200, "text/javascript"),
+        ("page.css", 200, "text/css"),
+        ("icon.svg", 200, "image/svg+xml"),
+        ("none.js", 404, "text/html"),
+        ("..%2Fserver.py", 404, "text/html"),
+    ],
+)
+async def test_files_of_the_page_have_their_type(site: Site, name: str, status: int, kind: str) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(URL(f"{site.url}/static/{name}", encoded=True)) as answer,
+    ):
+        assert answer.status == status
+        assert answer.content_type.replace("application/javascript", "text/javascript") == kind
+
+
+async def test_browsers_that_leave_at_once_leave_no_file_open(site: Site) -> None:
+    for number in range(200):
+        _, writer = await asyncio.open_connection("127.0.0.1", URL(site.url).port)
+        writer.write(b"GET /static/page.js HTTP/1.1\r\nHost: page\r\n\r\n")
+        for _ in range(number % 10):  # until the server reads it, opens the file, or answers
+            await asyncio.sleep(0)
+        writer.transport.abort()
+        await writer.wait_closed()
+    async with aiohttp.ClientSession() as session, session.get(f"{site.url}/static/page.js") as answer:
+        assert answer.status == 200
+    gc.collect()  # a file that was left open is a ResourceWarning, which fails the test
 
 
 async def test_user_sees_only_what_kubectl_would_show(site: Site) -> None:
