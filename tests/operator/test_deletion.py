@@ -33,6 +33,7 @@ from workqueue.contract.topology import (
     delay_plan,
     delay_queue,
     earlier_delay_queue_name,
+    ledger,
     work_queue,
 )
 from workqueue_operator.kube.store import Store
@@ -112,6 +113,23 @@ async def test_foreign_queue_with_the_name_of_the_cancels_is_kept(vhost: Virtual
         assert let_go(cluster)
 
     assert (vhost.exists("jobs.cancels"), vhost.exists("jobs")) == (True, False)
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+async def test_ledger_of_recurring_messages_is_deleted_with_the_queue(
+    vhost: VirtualHost, is_foreign: bool
+) -> None:
+    await declare_alone(vhost, QueueType.QUORUM)
+    arguments = {} if is_foreign else dict(ledger("jobs").arguments)
+    async with channel_of(vhost) as channel:
+        channel.queue_declare("jobs.recurring", durable=True, arguments=arguments)
+
+    async with finalizer(vhost) as (under_test, cluster):
+        gone = deleted("Delete", {"name": "tick", "everySeconds": 60})
+        assert await under_test.finalize(gone) is None
+        assert let_go(cluster)
+
+    assert (vhost.exists("jobs.recurring"), vhost.exists("jobs")) == (is_foreign, False)
 
 
 async def is_finished(under_test: Finalizer, policy: str) -> bool:

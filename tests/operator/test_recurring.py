@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from tests.support.brokers import channel_of, probe
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import until
-from workqueue.contract.topology import QueueSettings, plan
+from workqueue.contract.topology import Queue, QueueSettings, ledger, plan
 from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
+from workqueue_operator.broker.connection import Broker as ConnectedBroker
+from workqueue_operator.errors import ReconcileError
 
+LEDGER = ledger("jobs")
 MESSAGE = OwnMessage("jobs", "jobs/tick/2026-01-01T00:00:00Z", b"now", "text/plain", {"kind": "tick"})
 
 
@@ -37,6 +41,67 @@ async def test_missing_queue_returns_the_message(vhost: VirtualHost) -> None:
 
         with pytest.raises(NotPublishedError, match="does not exist"):
             await broker.publish(MESSAGE)
+
+
+async def read_until_unknown(broker: ConnectedBroker) -> None:
+    while True:
+        await broker.read_ledger(LEDGER)
+
+
+async def holds(broker: ConnectedBroker, ids: set[str]) -> bool:
+    return await broker.read_ledger(LEDGER) == ids
+
+
+async def test_ledger_keeps_the_ids_of_confirmed_messages(every_vhost: VirtualHost) -> None:
+    noted = [MESSAGE._replace(message_id=f"jobs/tick/{number}", ledger=LEDGER.name) for number in range(50)]
+    async with probe(every_vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        assert await broker.read_ledger(LEDGER) == set()
+
+        await asyncio.gather(*map(broker.publish, noted))
+        await broker.publish(MESSAGE)
+
+        expected = {message.message_id for message in noted}
+        await until(lambda: holds(broker, expected))
+    async with probe(every_vhost.url) as other:
+        await other.ready()
+        assert await other.read_ledger(LEDGER) == expected, "a read takes nothing away"
+
+
+async def test_refused_messages_are_not_in_the_ledger(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.read_ledger(LEDGER)
+        with pytest.raises(NotPublishedError, match="does not exist"):
+            await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
+        await broker.declare(plan(QueueSettings("jobs", max_length=1)))
+        for number in range(20):
+            with contextlib.suppress(NotPublishedError):
+                await broker.publish(MESSAGE._replace(message_id=str(number), ledger=LEDGER.name))
+
+        kept = vhost.depth("jobs").ready
+        assert 1 <= kept < 20
+        await until(lambda: holds(broker, set(map(str, range(kept)))))
+
+
+async def test_ledger_of_another_program_says_nothing(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare_queue(Queue(LEDGER.name, {"x-queue-type": "classic"}))
+
+        assert await broker.read_ledger(LEDGER) == set()
+
+
+async def test_ledger_is_unknown_while_its_connection_is_blocked(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        with vhost.broker.memory_alarm():
+            publishing = asyncio.create_task(broker.publish(MESSAGE))
+            with pytest.raises(ReconcileError, match="no answer"):
+                await read_until_unknown(broker)
+        await publishing
 
 
 async def test_full_queue_refuses_the_message(vhost: VirtualHost) -> None:

@@ -220,7 +220,7 @@ class Cluster:
                 f"The broker {binding.display} refuses the user {binding.username!r} with this password. "
                 "Correct username and password in the Secret. The operator reads it again automatically.",
             )
-        made = rabbit.connect(process, keeps_bodies=False)
+        made = rabbit.connect(process, broker._connection_class)
         closed = broker._closed = asyncio.get_running_loop().create_future()
         made.add_on_close_callback(lambda _, reason: None if closed.done() else closed.set_result(reason))
         return made

@@ -381,11 +381,15 @@ class Properties:
 
     def _on_own_publish(self, channel: ModelChannel, message: ModelMessage) -> None:
         """A slot of a recurring message is published once, unless an Event names it."""
-        if message.is_transient:
+        if message.is_transient and message.original == "token":
             self._on_token(channel, message.routing_key)
         if "/" not in message.original:
             return
         stage, name = self._stage, message.original.partition("/")[0]
+        if message.is_transient:
+            if not stage.published[message.original]:
+                self._world.violated("the ledger names what was not published", message.original)
+            return
         stage.published[message.original] += 1
         key = next(key for key in stage.workqueues if key[1] == name)
         stage.confirmed[message.original] = key

@@ -27,6 +27,7 @@ from pika.exceptions import (
 
 from tests.simulation.loop import Process, Stream
 from tests.simulation.world import World
+from workqueue.amqp.frame_limits import BoundedFrames
 from workqueue.contract.topology import BrokerVersion, ExchangeType, Plan
 
 LATENCY: Final = 0.001
@@ -198,11 +199,13 @@ class ModelQueue:
                     self._expiry = due
                     self.rabbit.world.later(due - now, self.expire)
                 return
-            if self.leaderless or self.rabbit.down or self._target(head) is None:
+            is_kept = "x-dead-letter-exchange" in self.arguments and self._target(head) is None
+            if self.leaderless or self.rabbit.down or is_kept:
                 self.rabbit.world.later(1.0, self.expire)
                 return
             self.ready.popleft()
-            self._dead_letter(head)
+            if "x-dead-letter-exchange" in self.arguments:
+                self._dead_letter(head)
 
     def counts(self) -> tuple[int, int]:
         """What a passive declare reports."""
@@ -301,7 +304,8 @@ class ModelChannel:
         self, exchange: str, routing_key: str, body: bytes, properties: Any = None, mandatory: bool = False
     ) -> None:
         self._require_open()
-        message = ModelMessage("token", body, routing_key=routing_key, is_transient=properties is None)
+        message = ModelMessage("token", body, routing_key=routing_key)
+        message.is_transient = properties is None or properties.delivery_mode != 2
         if properties is not None:
             message.original, message.headers = properties.message_id, dict(properties.headers or {})
         tag = next(self._published)
@@ -711,10 +715,10 @@ class ModelConnection:
     """A connection of one process: pika's interface, and the server's side.
 
     Args:
-        keeps_bodies: whether the client reads properties and bodies, as a worker does.
+        frames: says whether the client reads properties and bodies.
     """
 
-    def __init__(self, rabbit: Rabbit, process: Process, *, keeps_bodies: bool) -> None:
+    def __init__(self, rabbit: Rabbit, process: Process, frames: type[BoundedFrames]) -> None:
         self.rabbit = rabbit
         self.process = process
         self.is_open = True
@@ -724,7 +728,7 @@ class ModelConnection:
             "cluster_name": rabbit.name,
         }
         self.exclusive: set[str] = set()
-        self._keeps_bodies = keeps_bodies
+        self._frames = frames
         self._channels: list[ModelChannel] = []
         self._numbers = itertools.count(1)
         self._on_close: list[Any] = []
@@ -776,7 +780,7 @@ class ModelConnection:
 
     def content(self, message: ModelMessage) -> tuple[Any, bytes]:
         """Properties and body, as the client wants them."""
-        if not self._keeps_bodies:
+        if not self._frames.reads_properties:
             return SimpleNamespace(body_size=message.size), b""
         headers = dict(message.headers)
         if message.deliveries:
@@ -787,7 +791,7 @@ class ModelConnection:
             expiration=message.expiration,
             priority=message.priority,
         )
-        return properties, message.body
+        return properties, message.body if self._frames.keeps_bodies else b""
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -917,9 +921,9 @@ class Rabbit:
         """The exclusive queues of other connections."""
         return {name for other in self.connections if other is not connection for name in other.exclusive}
 
-    def connect(self, process: Process, *, keeps_bodies: bool) -> ModelConnection:
+    def connect(self, process: Process, frames: type[BoundedFrames] = BoundedFrames) -> ModelConnection:
         """Open a connection. The caller has checked that this is possible."""
-        made = ModelConnection(self, process, keeps_bodies=keeps_bodies)
+        made = ModelConnection(self, process, frames)
         self.connections.append(made)
         return made
 

@@ -131,7 +131,7 @@ class WorkerConnection:
         if rabbit.down or rabbit.hung:
             self._attempt()
             return
-        self._model = rabbit.connect(self._worker.process, keeps_bodies=True)
+        self._model = rabbit.connect(self._worker.process)
         self._model.add_on_close_callback(self._lost)
         self.version = rabbit.version  # type: ignore[assignment]
         self.generation += 1

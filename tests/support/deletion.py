@@ -38,11 +38,12 @@ QUEUES = [
 ]
 
 
-def deleted(policy: str, **queue: str) -> WorkQueue:
+def deleted(policy: str, *recurring: dict[str, Any], **queue: str) -> WorkQueue:
     """A deleted WorkQueue."""
     return workqueue(
         queue={"deletionPolicy": policy, **queue},
         retry={"delaysSeconds": [SPEC]},
+        recurring=recurring,
         metadata={"deletionTimestamp": "2026-11-24T12:00:00Z", "finalizers": [FINALIZER, "theirs"]},
     )
 

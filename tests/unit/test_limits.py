@@ -71,6 +71,20 @@ def test_other_namespaces_and_deleted_workqueues_are_no_members() -> None:
     assert applies_beside(young, member("old", 1, concurrency=7, **leaving)) == (5, False)
 
 
+def test_member_that_cannot_be_read_stops_no_other() -> None:
+    young, middle, old = member("young", 3), member("middle", 2, concurrency=7), member("old", 1)
+    store = store_of(young, middle)
+    body = old.model_dump(mode="json", by_alias=True, exclude_none=True)
+    body["spec"]["limits"]["concurrency"] = "many"
+    store.put_workqueue(body)
+
+    found = agreed(young, store)
+
+    assert found is not None
+    assert found.limit.concurrency == 7
+    assert agreed(middle, store) == (middle.limit, None)
+
+
 @pytest.mark.parametrize(
     ("ready", "consumers", "enough"),
     [(5, 0, True), (0, 5, True), (2, 3, True), (0, 20, True), (4, 0, False), (0, 4, False), (6, 0, False)],

@@ -12,8 +12,10 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
+from workqueue.contract.topology import LEDGER_MILLISECONDS, Queue
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
-from workqueue_operator.errors import ClusterError
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.recurring import AGAIN_SECONDS, RecurringRunner
@@ -27,8 +29,12 @@ class FakeBroker:
 
     def __init__(self) -> None:
         self.published: list[OwnMessage] = []
+        self.declared: list[str] = []
+        self.ledgers: dict[str, set[str]] = {}
+        self.refuses_ledgers = False
         self.fails: list[Exception] = []
         self.before: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None
 
     async def publish(self, message: OwnMessage) -> None:
         self.before()
@@ -36,6 +42,20 @@ class FakeBroker:
         if self.fails:
             raise self.fails.pop(0)
         self.published.append(message)
+        if message.ledger in self.ledgers:
+            self.ledgers[message.ledger].add(message.message_id)
+        self.after()
+
+    async def declare_queue(self, queue: Queue) -> object:
+        if self.refuses_ledgers:
+            raise ReconcileError(Reason.PERMISSION_DENIED, "no permission")
+        self.declared.append(queue.name)
+        return self.ledgers.setdefault(queue.name, set())
+
+    async def read_ledger(self, ledger: Queue) -> set[str]:
+        if self.fails:
+            raise self.fails.pop(0)
+        return self.ledgers.get(ledger.name, set())
 
 
 class Site:
@@ -100,7 +120,9 @@ async def test_message_has_its_body_headers_and_an_id_of_name_and_slot() -> None
     await site.pass_time(20)
 
     assert site.broker.published == [
-        OwnMessage("jobs", "jobs/tick/2026-01-01T00:17:00Z", b"now", "text/plain", {"kind": "tick"})
+        OwnMessage(
+            "jobs", "jobs/tick/2026-01-01T00:17:00Z", b"now", "text/plain", {"kind": "tick"}, "jobs.recurring"
+        )
     ]
     assert await site.events() == {}
 
@@ -142,10 +164,66 @@ async def test_takeover_publishes_the_slots_of_the_failover() -> None:
     assert await site.events() == {}
 
 
+async def kill_after_publish(site: Site) -> None:
+    """Publish a slot, and end the leader before it has recorded that."""
+    site.broker.after = lambda: setattr(site, "fails_to_record", 10)
+    await site.pass_time(20)
+    site.fails_to_record, site.broker.after = 0, lambda: None
+    site.take_over()
+
+
+async def test_takeover_reads_in_the_ledger_what_was_published() -> None:
+    site = Site(EVERY_MINUTE, EVERY_MINUTE | {"name": "other"})
+    await site.look()
+    await kill_after_publish(site)
+
+    await site.look()
+
+    assert len(site.ids()) == len(set(site.ids())) == 2
+    assert [one["published"] for one in site.recorded] == ["2026-01-01T00:17:00Z"] * 2
+    assert await site.events() == {}
+
+
+async def test_takeover_waits_for_a_broker_that_cannot_be_reached() -> None:
+    site = Site()
+    await site.look()
+    await kill_after_publish(site)
+    site.broker.fails = [ReconcileError(Reason.BROKER_UNREACHABLE, "away")]
+
+    assert await site.look() == AGAIN_SECONDS
+    await site.pass_time(AGAIN_SECONDS)
+
+    assert len(site.ids()) == 1
+    assert await site.events() == {}
+
+
+async def test_ledger_is_declared_again_before_it_expires() -> None:
+    site = Site()
+    await site.look()
+    assert site.broker.declared == [], "nothing is due"
+
+    for _ in range(60):
+        await site.pass_time(60)
+
+    assert site.broker.declared == ["jobs.recurring"] * (2 * 3_600_000 // LEDGER_MILLISECONDS)
+
+
+async def test_message_is_published_without_a_ledger() -> None:
+    site = Site()
+    await site.look()
+    site.broker.refuses_ledgers = True
+
+    await site.pass_time(20)
+
+    assert [message.ledger for message in site.broker.published] == [""]
+    assert await site.events() == {}
+
+
 @pytest.mark.parametrize("was_published", [False, True])
 async def test_takeover_in_the_middle_publishes_again_and_says_so(was_published: bool) -> None:
     site = Site()
     await site.look()
+    site.broker.refuses_ledgers = True
     if was_published:
         site.broker.before = lambda: setattr(site, "fails_to_record", 10)
     else:
@@ -167,6 +245,7 @@ async def test_takeover_in_the_middle_publishes_again_and_says_so(was_published:
 async def test_takeover_says_so_although_its_first_record_fails() -> None:
     site = Site()
     await site.look()
+    site.broker.refuses_ledgers = True
     site.broker.before = lambda: setattr(site, "fails_to_record", 10)
     await site.pass_time(20)
     site.fails_to_record, site.broker.before = 1, lambda: None

@@ -1,7 +1,13 @@
-"""Publish a message and wait for RabbitMQ's confirm. Only for messages of the operator's own, which are few."""
+"""Publish a message and wait for RabbitMQ's confirm. Only for messages of the operator's own, which are few.
+
+A publisher that ends right after the confirm leaves no trace of it. So the id of a message can go to a ledger at the
+same moment: a queue that another publisher of the same messages reads.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,17 +17,30 @@ from pika.channel import Channel
 from pika.spec import Basic
 
 from workqueue.amqp.outgoing import Outgoing
-from workqueue_operator.broker.channel import CallChannel, ChannelLostError, ChannelRefusedError
+from workqueue.contract.topology import Queue
+from workqueue_operator.broker.channel import (
+    CALL_TIMEOUT,
+    CallChannel,
+    ChannelLostError,
+    ChannelRefusedError,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class OwnMessage(NamedTuple):
-    """A persistent message to a queue."""
+    """A persistent message to a queue.
+
+    Attributes:
+        ledger: the queue that gets the id when RabbitMQ has confirmed the message; empty for none.
+    """
 
     queue: str
     message_id: str
     body: bytes
     content_type: str | None
     headers: Mapping[str, str]
+    ledger: str = ""
 
 
 class NotPublishedError(Exception):
@@ -56,8 +75,15 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
             if channel.is_open:
                 channel.basic_publish("", message.queue, message.body, properties, mandatory=True)
 
+        def on_confirm(confirm: Any) -> None:
+            if confirm.method.delivery_tag != 1:
+                return  # that of the id
+            if message.ledger and isinstance(confirm.method, Basic.Ack) and not returned and channel.is_open:
+                channel.basic_publish("", message.ledger, b"", BasicProperties(message_id=message.message_id))
+            done(confirm)
+
         channel.add_on_return_callback(lambda _channel, method, *_: returned.append(method.reply_text))
-        channel.confirm_delivery(done, callback=on_ready)
+        channel.confirm_delivery(on_confirm, callback=on_ready)
 
     channel = CallChannel(connection)
     try:
@@ -73,6 +99,46 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
         raise NotPublishedError(f"the queue does not exist ({returned[0]})")
     if not isinstance(confirm.method, Basic.Ack):
         raise NotPublishedError("RabbitMQ refused it, as when the queue is full")
+
+
+async def read_ledger(connection: AsyncioConnection, ledger: Queue) -> set[str]:
+    """Return the ids in a ledger, which stay there. One that RabbitMQ refuses has none.
+
+    Raises:
+        ChannelLostError: the connection was lost, or RabbitMQ did not answer.
+    """
+    found: list[str] = []
+
+    def send(channel: Channel, done: Callable[[Any], None]) -> None:
+        def on_declared(declared: Any) -> None:
+            count = declared.method.message_count
+
+            def on_message(_channel: Channel, _method: object, properties: BasicProperties, _: bytes) -> None:
+                found.append(str(properties.message_id))
+                if len(found) == count:
+                    done(None)
+
+            if not count:
+                done(None)
+            elif channel.is_open:
+                channel.basic_consume(ledger.name, on_message)
+
+        channel.queue_declare(
+            ledger.name, durable=True, arguments=dict(ledger.arguments), callback=on_declared
+        )
+
+    channel = CallChannel(connection)
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT):
+            await channel.begin(send)
+    except TimeoutError:
+        raise ChannelLostError(f"no answer within {CALL_TIMEOUT:g} s") from None
+    except ChannelRefusedError as error:
+        logger.info("The ledger cannot be read.", extra={"queue": ledger.name, "detail": str(error)})
+    finally:
+        # RabbitMQ puts back what was received and not acknowledged.
+        channel.close()
+    return set(found)
 
 
 def _require_encodable(message: OwnMessage, frame_max: int) -> None:

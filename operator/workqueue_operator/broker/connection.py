@@ -120,6 +120,12 @@ class _PikaConnection(BoundedFrames, AsyncioConnection):  # type: ignore[misc]
     keeps_bodies = False
 
 
+class _PublishingConnection(_PikaConnection):
+    """The same for messages of the operator's own. It reads the ids of those that were published."""
+
+    reads_properties = True
+
+
 class Broker:
     """A connection that reconnects until it is closed.
 
@@ -131,6 +137,7 @@ class Broker:
         destinations: the hosts that the operator may connect to.
         on_message: called with the name of a queue and the size in bytes of a message that reached its doorbell.
             None: this connection chooses between itself and a second one for the next doorbell.
+        connection: its class.
     """
 
     def __init__(
@@ -141,8 +148,10 @@ class Broker:
         on_state: Callable[[], None],
         destinations: Destinations = ANYWHERE,
         on_message: Callable[[str, int], None] | None = None,
+        connection: type[_PikaConnection] = _PikaConnection,
     ) -> None:
         self.binding = binding
+        self._connection_class = connection
         self._destinations = destinations
         self.generation = 0
         self.version = BrokerVersion(0, 0)
@@ -275,6 +284,19 @@ class Broker:
         """
         await confirmed.publish(await self._publishing_connection(), message)
 
+    async def read_ledger(self, ledger: Queue) -> set[str]:
+        """Return the ids of the messages that were confirmed lately (see `confirmed.read_ledger`).
+
+        Raises:
+            ReconcileError: not connected, or no answer.
+        """
+        try:
+            return await confirmed.read_ledger(await self._publishing_connection(), ledger)
+        except ChannelLostError as error:
+            raise ReconcileError(
+                Reason.BROKER_UNREACHABLE, self._silent(f"queue {ledger.name!r}", str(error))
+            ) from error
+
     async def publish_tokens(self, queue: str, body: bytes, count: int) -> int:
         """Publish some tokens, and return how many of them the queue has taken. A full queue takes no more.
 
@@ -311,6 +333,7 @@ class Broker:
                 lambda: None,
                 self._destinations,
                 lambda _queue, _size: None,
+                _PublishingConnection,
             )
         other = self._publishing
         await other.ready()
@@ -726,7 +749,7 @@ class Broker:
                 done.set_result(result)
 
         # pika limits the time for each address.
-        workflow = _PikaConnection.create_connection(parameters, on_done=on_done, custom_ioloop=loop)
+        workflow = self._connection_class.create_connection(parameters, on_done=on_done, custom_ioloop=loop)
         try:
             result = await done
         except asyncio.CancelledError:

@@ -6,7 +6,8 @@ The topology is in `workqueue.contract`, so that operator, worker and publisher 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -291,22 +292,33 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
             raise
     for step in topology.STEPS[:-1]:
         await broker.delete_exchange(topology.step_name(work, step))
-    await _delete_cancels(work, broker)
-
-
-async def _delete_cancels(work: str, broker: Broker) -> None:
-    """Delete the stream and the exchange of the cancels, but not a queue of another program with that name."""
-    plan = topology.cancels_plan(work)
-    try:
-        for stream in plan.queues:
-            if await broker.counts_if_there(stream.name) is not None:
-                await broker.declare_queue(stream)
-                await broker.delete_queue(stream.name)
+    with _only_own():
+        for stream in topology.cancels_plan(work).queues:
+            await _delete_declared(stream, broker)
         await broker.delete_exchange(topology.cancels_name(work))
+    if workqueue.spec.recurring or workqueue.status.recurring:
+        with _only_own():
+            await _delete_declared(topology.ledger(work), broker)
+
+
+@contextlib.contextmanager
+def _only_own() -> Iterator[None]:
+    """Leave alone what another program has made with a name of ours.
+
+    Without permission, there is nothing: operator and workers, which make it, have the same user.
+    """
+    try:
+        yield
     except ReconcileError as problem:
-        # The workers have the same user: without permission, they have made nothing.
         if problem.reason not in {Reason.QUEUE_CONFLICT, Reason.PERMISSION_DENIED}:
             raise
+
+
+async def _delete_declared(queue: topology.Queue, broker: Broker) -> None:
+    """Delete a queue, if it exists. The declaration raises QueueConflict for a queue of another program."""
+    if await broker.counts_if_there(queue.name) is not None:
+        await broker.declare_queue(queue)
+        await broker.delete_queue(queue.name)
 
 
 def _in_use(queue: str, counts: QueueCounts) -> ReconcileError:

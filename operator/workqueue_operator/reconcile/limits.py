@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from workqueue.contract.topology import Limit, RateLimit
 from workqueue_operator.api.workqueue import Limits, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
@@ -91,13 +93,19 @@ def _members(workqueue: WorkQueue, store: Store, field: str) -> dict[Key, Object
 
 
 def _oldest(workqueue: WorkQueue, store: Store, field: str) -> _Member | None:
-    """Return the oldest WorkQueue that shares the limit; None if it is this one."""
+    """Return the oldest WorkQueue that shares the limit; None if it is this one.
+
+    One that this operator cannot read, such as after a downgrade, does not count. Its own pass says so.
+    """
     members = _members(workqueue, store, field)
-    older = [key for key in members if store.is_older(key, workqueue.key)]
-    if not older:
-        return None
-    oldest = min(older, key=store.age)
-    return _Member(oldest[1], Limits.model_validate(members[oldest]))
+    older = {key for key in members if store.is_older(key, workqueue.key)}
+    while older:
+        oldest = min(older, key=store.age)
+        try:
+            return _Member(oldest[1], Limits.model_validate(members[oldest]))
+        except ValidationError:
+            older.remove(oldest)
+    return None
 
 
 def lacks_tokens(limit: Limit, answer: QueueCounts | QueueMissing | ReconcileError | None) -> bool:

@@ -1,5 +1,8 @@
 """Publish the recurring messages of each WorkQueue: record the slot, publish with confirm, record again.
 
+RabbitMQ also keeps the ids of confirmed messages in a ledger for a while. It answers a new leader that finds only the
+first record.
+
 The leader alone does this. A pass asks `look` for the next slot and starts the work, which runs beside the passes, so
 that it delays none. Only this module writes `status.recurring`, under a field manager of its own.
 """
@@ -11,11 +14,14 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from workqueue.contract import topology
+from workqueue.contract.topology import Queue
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import Recurring, RecurringStatus, WorkQueue, timestamp
 from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
+from workqueue_operator.broker.connection import QueueMissingError
 from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
 from workqueue_operator.kube.client import configmap_path, workqueue_path
 from workqueue_operator.kube.store import Key
@@ -31,8 +37,23 @@ logger = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 5.0
 """Seconds until the next attempt after a message could not be published, or progress not be recorded."""
 
+LEDGER_SECONDS: Final = topology.LEDGER_MILLISECONDS / 1000 / 2
+"""Seconds between two declarations of a ledger, so that RabbitMQ does not remove it while it is used."""
+
 LONGEST_WAIT_SECONDS: Final = 3600.0
 """A pass looks again at least this often, so that a clock that was set is noticed."""
+
+
+class _Ledger(NamedTuple):
+    """The ledger of a WorkQueue.
+
+    Attributes:
+        name: of its queue; empty if it could not be declared.
+        until: when to declare it again, on the monotonic clock.
+    """
+
+    name: str
+    until: float
 
 
 class Publishing(Protocol):
@@ -40,6 +61,14 @@ class Publishing(Protocol):
 
     async def publish(self, message: OwnMessage) -> None:
         """Publish and wait for the confirm. Raises NotPublishedError, UnconfirmedError or ReconcileError."""
+        ...
+
+    async def declare_queue(self, queue: Queue) -> object:
+        """Declare a queue. Raises QueueMissingError or ReconcileError."""
+        ...
+
+    async def read_ledger(self, ledger: Queue) -> set[str]:
+        """Return the ids of the messages that were confirmed lately. Raises ReconcileError."""
         ...
 
 
@@ -67,6 +96,7 @@ class RecurringRunner:
         self._unpublished: dict[str, set[tuple[str, datetime]]] = {}
         """By uid, the slots that are recorded as being published, and that certainly are not."""
         self._unrecorded: set[str] = set()
+        self._ledgers: dict[str, _Ledger] = {}
         self._not_before: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -95,7 +125,7 @@ class RecurringRunner:
 
     def forget(self, uid: str) -> None:
         """Forget a WorkQueue that was deleted, or that another operator serves."""
-        for known in (self._progress, self._unpublished, self._not_before):
+        for known in (self._progress, self._unpublished, self._ledgers, self._not_before):
             known.pop(uid, None)
         self._unrecorded.discard(uid)
         task = self._tasks.pop(uid, None)
@@ -134,7 +164,10 @@ class RecurringRunner:
             progress = self._progress.get(uid)
             if progress is None:
                 progress = await self._read(workqueue)
+                await self._clear_doubts(workqueue, broker, progress)
             due = self._decide(workqueue, progress)
+            if due:
+                await self._declare_ledger(workqueue, broker)
             await self._write(workqueue, progress)
             self._progress[uid] = progress
             if not due:
@@ -148,7 +181,7 @@ class RecurringRunner:
             if not all(results):
                 self._pause(uid)
             await self._write(workqueue, progress)
-        except LeadershipLostError:
+        except (LeadershipLostError, ReconcileError):
             self._pause(uid)
         except ClusterError as error:
             self._pause(uid)
@@ -222,6 +255,7 @@ class RecurringRunner:
                 await self._body(workqueue, entry),
                 entry.content_type,
                 entry.headers,
+                self._ledgers[workqueue.metadata.uid].name,
             )
             unpublished.discard((entry.name, slot))
             await broker.publish(message)
@@ -263,6 +297,39 @@ class RecurringRunner:
     @staticmethod
     def _id(workqueue: WorkQueue, entry: Recurring, slot: datetime) -> str:
         return slots.message_id(workqueue.metadata.name, entry.name, slot)
+
+    # -- the ledger ----------------------------------------------------------------------------------
+
+    async def _declare_ledger(self, workqueue: WorkQueue, broker: Publishing) -> None:
+        """Declare the ledger. Without it, what a killed leader was publishing is published again."""
+        uid, now = workqueue.metadata.uid, self._clock.monotonic()
+        known = self._ledgers.get(uid)
+        if known is not None and now < known.until:
+            return
+        ledger = topology.ledger(workqueue.queue_name)
+        name = ledger.name
+        try:
+            await broker.declare_queue(ledger)
+        except (QueueMissingError, ReconcileError) as problem:
+            name = ""
+            logger.info("There is no ledger of recurring messages.", extra={"detail": str(problem)})
+        self._ledgers[uid] = _Ledger(name, now + LEDGER_SECONDS)
+
+    async def _clear_doubts(
+        self, workqueue: WorkQueue, broker: Publishing, progress: dict[str, RecurringStatus]
+    ) -> None:
+        """Update the progress: the ledger knows slots that another leader has published and not recorded.
+
+        Raises:
+            ReconcileError: the ledger is unknown.
+        """
+        doubtful = [(one, one.publishing) for one in progress.values() if one.publishing is not None]
+        if not doubtful:
+            return
+        ids = await broker.read_ledger(topology.ledger(workqueue.queue_name))
+        for one, slot in doubtful:
+            if slots.message_id(workqueue.metadata.name, one.name, slot) in ids:
+                progress[one.name] = slots.published(one, slot)
 
     # -- the record ----------------------------------------------------------------------------------
 

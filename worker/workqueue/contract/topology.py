@@ -627,6 +627,28 @@ def group_rate_limit_queue_name(namespace: str, group: str) -> str:
     return f"limit.{namespace}.{group}.starts"
 
 
+LEDGER_MILLISECONDS: Final = 3_600_000
+"""How long a ledger keeps an id, and exists after its last declaration."""
+
+LEDGER_LENGTH: Final = 200
+
+
+def ledger(queue: str) -> Queue:
+    """Return the declaration of the queue with the ids of recurring messages that RabbitMQ has just confirmed.
+
+    A new leader reads it, if the one before has ended between the confirm and its record in the status.
+    """
+    return Queue(
+        f"{queue}.recurring",
+        {
+            "x-queue-type": "classic",
+            "x-max-length": LEDGER_LENGTH,
+            "x-message-ttl": LEDGER_MILLISECONDS,
+            "x-expires": LEDGER_MILLISECONDS,
+        },
+    )
+
+
 def conflict_advice(queue: str) -> str:
     """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
     if queue.endswith(".cancels"):
