@@ -13,6 +13,7 @@ from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import until
 from workqueue.contract.topology import Queue
+from workqueue_operator.broker.confirmed import AT_ONCE, OwnMessage
 
 HEALTHY = [f"healthy-{number}" for number in range(100)]
 
@@ -118,6 +119,29 @@ async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
         assert broker.generation == 1
     finally:
         await broker.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_messages_to_queue_without_majority_stop_those_of_no_other(
+    cluster: RabbitCluster, vhost: VirtualHost
+) -> None:
+    broker = Clocked(vhost.url)
+    try:
+        await declared(broker)
+        with cluster.without_majority("stuck", vhost.name):
+            stuck = [asyncio.create_task(broker.publish(message_to("stuck"))) for _ in range(5 * AT_ONCE)]
+
+            await asyncio.gather(*(broker.publish(message_to(name)) for name in HEALTHY))
+
+            assert not any(task.done() for task in stuck)
+        await asyncio.gather(*stuck)
+    finally:
+        await broker.close()
+
+
+def message_to(queue: str) -> OwnMessage:
+    return OwnMessage(queue, "jobs/tick/2026-01-01T00:00:00Z", b"now", None, {})
 
 
 def resource(vhost: VirtualHost) -> str:

@@ -169,14 +169,37 @@ async def test_publish_that_was_given_up_leaves_neither_message_nor_channel(vhos
             assert vhost.depth("jobs").ready in {9, 10}
 
 
+async def test_many_messages_at_a_time_need_few_channels(vhost: VirtualHost) -> None:
+    with vhost.broker.channel_max(64):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            await broker.declare(plan(QueueSettings("jobs")))
+
+            await asyncio.gather(*(broker.publish(MESSAGE) for _ in range(500)))
+
+        assert vhost.depth("jobs").ready == 500
+
+
+async def test_message_without_a_channel_is_not_published(vhost: VirtualHost) -> None:
+    with vhost.broker.channel_max(4):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            await broker.declare(plan(QueueSettings("jobs")))
+            with vhost.broker.memory_alarm():
+                publishing = [asyncio.create_task(broker.publish(MESSAGE)) for _ in range(5)]
+                [refused], waiting = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
+                with pytest.raises(NotPublishedError, match="no free channel"):
+                    await refused
+            await asyncio.gather(*waiting)
+
+
 async def test_lost_connection_leaves_the_message_uncertain(vhost: VirtualHost) -> None:
     async with probe(vhost.url) as broker:
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs")))
         with vhost.broker.memory_alarm():
             publishing = asyncio.create_task(broker.publish(MESSAGE))
-            await until(lambda: broker._publishing is not None and broker._publishing.connected)
-            await asyncio.sleep(0)
+            await until(lambda: "blocked" in vhost.broker.ctl("list_connections", "state").split())
             vhost.broker.close_connections()
             with pytest.raises(UnconfirmedError):
                 await publishing

@@ -71,6 +71,10 @@ class ChannelLostError(Exception):
     """The channel or its connection closed before the answer arrived, or the call timed out."""
 
 
+class NoFreeChannelError(ChannelLostError):
+    """The connection has no free channel, so that nothing was sent."""
+
+
 def describe_connection_error(error: BaseException) -> str:
     """Return why a connection ended or could not be opened, and name RabbitMQ when RabbitMQ closed it."""
     said = describe(error)
@@ -106,7 +110,7 @@ class CallChannel:
         except ConnectionWrongStateError:
             self._fail(ChannelLostError("the connection is closed"))
         except NoFreeChannels:
-            self._fail(ChannelLostError("the connection has no free channel"))
+            self._fail(NoFreeChannelError("the connection has no free channel"))
         return answer
 
     def close(self) -> None:

@@ -7,9 +7,10 @@ same moment: a queue that another publisher of the same messages reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -20,10 +21,15 @@ from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract.topology import Queue
 from workqueue_operator.broker.channel import (
     CALL_TIMEOUT,
+    PLACE_SECONDS,
     CallChannel,
     ChannelLostError,
     ChannelRefusedError,
+    NoFreeChannelError,
 )
+
+AT_ONCE: Final = 8
+"""Messages that are published at the same time over a connection. Each has a channel."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +57,26 @@ class UnconfirmedError(Exception):
     """The message may be in its queue, or not. The text says why."""
 
 
+class Places:
+    """Lets a few messages be published at a time. One that waits for its confirm lets another one begin."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(AT_ONCE)
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place, and keep it until the end, or for PLACE_SECONDS."""
+        await self._free.acquire()
+        kept = contextlib.ExitStack()
+        kept.callback(self._free.release)
+        timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, kept.close)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            kept.close()
+
+
 async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
     """Publish a message, and return when RabbitMQ has stored it.
 
@@ -58,7 +84,7 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
     message that was not sent until then is never sent.
 
     Raises:
-        NotPublishedError: RabbitMQ returned or refused it, or AMQP cannot carry it.
+        NotPublishedError: RabbitMQ returned or refused it, AMQP cannot carry it, or no channel is free.
         UnconfirmedError: the connection was lost.
     """
     returned: list[str] = []
@@ -88,6 +114,8 @@ async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
     channel = CallChannel(connection)
     try:
         confirm = await channel.begin(send)
+    except NoFreeChannelError as error:
+        raise NotPublishedError(str(error)) from error
     except ChannelLostError as error:
         raise UnconfirmedError(str(error)) from error
     except ChannelRefusedError as error:

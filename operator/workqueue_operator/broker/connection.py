@@ -166,6 +166,7 @@ class Broker:
         self._large: set[str] = set()
         self._beside: Broker | None = None
         self._publishing: Broker | None = None
+        self._places = confirmed.Places()
         self._tokens: TokenPublisher | None = None
         self._polls: Calls | None = None
         self._questions: Calls | None = None
@@ -282,7 +283,8 @@ class Broker:
             NotPublishedError: RabbitMQ returned or refused it.
             UnconfirmedError: the connection was lost.
         """
-        await confirmed.publish(await self._publishing_connection(), message)
+        async with self._places.place():
+            await confirmed.publish(await self._publishing_connection(), message)
 
     async def read_ledger(self, ledger: Queue) -> set[str]:
         """Return the ids of the messages that were confirmed lately (see `confirmed.read_ledger`).
