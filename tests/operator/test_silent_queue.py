@@ -11,6 +11,7 @@ import pytest
 from pika.exceptions import ShortStringTooLong
 
 from tests.support.brokers import Probe, channel_of, put
+from tests.support.passes import api, applied, operator, workqueue
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from workqueue.contract.binding import from_url
@@ -22,6 +23,7 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ReconcileError
+from workqueue_operator.reconcile.queue import PLACES_PER_NAMESPACE, Lane
 
 HANGING = [f"hanging-{number}" for number in range(20)]
 FOREVER = 3600.0
@@ -178,6 +180,29 @@ async def test_silent_broker_with_a_queue_of_the_same_name_delays_no_claim(
         assert asked == 1
     finally:
         await pool.close()
+
+
+async def test_declarations_without_an_answer_leave_places_to_other_passes(vhost: VirtualHost) -> None:
+    many = [("team", f"jobs-{number}") for number in range(100)]
+    cluster = api(vhost.url)
+    cluster.answer("PATCH", "/deployments/jobs-", applied)
+    cluster.answer("PATCH", "/poddisruptionbudgets/jobs-", {})
+    async with operator(cluster, "team") as passes:
+        await passes.run()
+        for _, name in many:
+            body = workqueue()
+            body["metadata"] |= {"name": name, "uid": f"uid-{name}"}
+            passes.parts.store.put_workqueue(body)
+        queue = passes.parts.queue
+        queue.start(passes.reconciler.reconcile, lambda _: False)
+        with vhost.broker.frozen():
+            for key in many:
+                queue.add(key, Lane.RESYNC)
+
+            # So many run only if those before have given their places back.
+            await until(lambda: len(queue._running) >= 3 * PLACES_PER_NAMESPACE)
+
+            await queue.stop(0)
 
 
 def has_ready(polled: PolledQueue, count: int) -> bool:

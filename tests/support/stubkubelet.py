@@ -1,7 +1,8 @@
 """The kubelet and the workers of pods that do not exist: `python -m tests.support.stubkubelet FOLDER`.
 
-It watches the pods of WorkQueues, reports those whose nodeSelector names a behaviour as Running and Ready, and
-answers at their addresses as a worker would. It deletes terminating pods. It does not consume: a test does.
+It watches the pods of WorkQueues. A pod whose nodeSelector names a behaviour becomes Running and Ready, and answers
+at its address as a worker would. Another pod is Unschedulable. It deletes terminating pods, and does not consume: a
+test does.
 Run it inside `own_network`, beside the control plane whose folder it gets.
 """
 
@@ -172,9 +173,14 @@ class Kubelet:
         if metadata.get("deletionTimestamp"):
             self._behaviours.pop(pod.get("status", {}).get("podIP", ""), None)
             self._do(self._request("DELETE", path, {"gracePeriodSeconds": 0}))
-        elif behaviour and metadata["uid"] not in self._started:
+        elif metadata["uid"] not in self._started:
             self._started.add(metadata["uid"])
-            self._do(self._start(path, pod, behaviour))
+            self._do(self._start(path, pod, behaviour) if behaviour else self._find_no_node(path))
+
+    async def _find_no_node(self, path: str) -> None:
+        """Report that no node fits, as the scheduler does."""
+        unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        await self._request("PATCH", f"{path}/status", {"status": {"conditions": [unschedulable]}})
 
     async def _start(self, path: str, pod: Object, behaviour: str) -> None:
         address = next(self._addresses[behaviour == SILENT])

@@ -75,6 +75,17 @@ def test_oldest_cancel_is_forgotten_beyond_the_bound() -> None:
     assert known.find(properties("third"), NOW) is not None
 
 
+def test_new_cancel_stays_known_while_earlier_ones_are_read() -> None:
+    known = KnownCancels(most=3, keep_seconds=60)
+    known.add(Cancel("new", AT + 100))
+
+    for number in range(10):
+        known.add(Cancel(str(number), AT + number))
+
+    found = [name for name in ("new", *map(str, range(10))) if known.find(properties(name), NOW)]
+    assert found == ["new", "8", "9"]
+
+
 def test_cancel_is_forgotten_after_its_time() -> None:
     known = KnownCancels(most=2, keep_seconds=60)
     known.add(Cancel("one", AT))

@@ -86,6 +86,10 @@ CONNECTING_AGAIN: Final = 10.0
 """Seconds until the next pass while the first connection to a broker is being opened. Its WorkQueues get a pass
 immediately when it is open, or could not be opened."""
 
+SLOW_SECONDS: Final = 0.25
+"""Seconds after which a pass that waits for declarations gives its place back. A healthy broker takes milliseconds
+for them."""
+
 BACKOFF: Final = (0.5, 60.0)
 """Seconds: the first and the longest pause after a pass that raised an error."""
 
@@ -335,17 +339,20 @@ class Reconciler:
         except ReconcileError as problem:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
             return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
+        on_wait = partial(parts.queue.release_place, workqueue.key)
+        slow = self._clock.call_later(SLOW_SECONDS, on_wait)
         try:
             queue = await self._declare(workqueue, state, handle)
+            about_limit = await self._make_tokens(workqueue, state, handle)
         except ReconcileError as problem:
             state.queue = None
             if not _leaves_doorbell_to_older(workqueue, handle, parts.store):
                 handle.broker.remove_doorbell(workqueue.queue_name)
             return await self._without_depth(workqueue, state, problem, None)
-        about_limit = await self._make_tokens(workqueue, state, handle)
+        finally:
+            slow.cancel()
         if about_limit is not None and queue.status == "True":
             queue = about_limit
-        on_wait = partial(parts.queue.release_place, workqueue.key)
         next_slot = parts.recurring.look(workqueue, handle.broker)
         outcome, due = await self._scale(workqueue, state, Connection(handle, binding, on_wait), queue)
         return outcome, min((wait for wait in (due, next_slot) if wait is not None), default=None)

@@ -94,12 +94,18 @@ class KnownCancels:
         known = self._by_id.get(cancel.message_id)
         if known is not None and known.at >= cancel.at:
             return False
-        # Removed first, so that the dictionary is in the order of arrival.
+        self._put_last(cancel)
+        if len(self._by_id) > self._most:
+            while (first := next(iter(self._by_id.values()))).at > cancel.at:
+                # It was heard while the earlier ones are still being read.
+                self._put_last(first)
+            del self._by_id[first.message_id]
+        return True
+
+    def _put_last(self, cancel: Cancel) -> None:
+        # Removed first, since a dictionary keeps the place of a key.
         self._by_id.pop(cancel.message_id, None)
         self._by_id[cancel.message_id] = cancel
-        if len(self._by_id) > self._most:
-            del self._by_id[next(iter(self._by_id))]
-        return True
 
     def find(self, properties: Any, now: float) -> Cancel | None:
         """Return the cancel of a message, or None.
