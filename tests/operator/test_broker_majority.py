@@ -13,7 +13,7 @@ from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import until
 from workqueue.contract.topology import Queue
-from workqueue_operator.broker.confirmed import AT_ONCE, OwnMessage
+from workqueue_operator.broker.confirmed import TURN_SECONDS, OwnMessage
 
 HEALTHY = [f"healthy-{number}" for number in range(100)]
 
@@ -130,9 +130,10 @@ async def test_messages_to_queue_without_majority_stop_those_of_no_other(
     try:
         await declared(broker)
         with cluster.without_majority("stuck", vhost.name):
-            stuck = [asyncio.create_task(broker.publish(message_to("stuck"))) for _ in range(5 * AT_ONCE)]
+            stuck = [asyncio.create_task(broker.publish_in_turn(message_to("stuck"))) for _ in range(100)]
 
-            await asyncio.gather(*(broker.publish(message_to(name)) for name in HEALTHY))
+            async with asyncio.timeout(100 * TURN_SECONDS):
+                await asyncio.gather(*(broker.publish_in_turn(message_to(name)) for name in HEALTHY))
 
             assert not any(task.done() for task in stuck)
         await asyncio.gather(*stuck)

@@ -175,7 +175,7 @@ async def test_many_messages_at_a_time_need_few_channels(vhost: VirtualHost) -> 
             await broker.ready()
             await broker.declare(plan(QueueSettings("jobs")))
 
-            await asyncio.gather(*(broker.publish(MESSAGE) for _ in range(500)))
+            await asyncio.gather(*(broker.publish_in_turn(MESSAGE) for _ in range(500)))
 
         assert vhost.depth("jobs").ready == 500
 

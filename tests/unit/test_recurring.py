@@ -36,7 +36,7 @@ class FakeBroker:
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
-    async def publish(self, message: OwnMessage) -> None:
+    async def publish_in_turn(self, message: OwnMessage) -> None:
         self.before()
         await asyncio.sleep(0)
         if self.fails:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -21,15 +22,14 @@ from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract.topology import Queue
 from workqueue_operator.broker.channel import (
     CALL_TIMEOUT,
-    PLACE_SECONDS,
     CallChannel,
     ChannelLostError,
     ChannelRefusedError,
     NoFreeChannelError,
 )
 
-AT_ONCE: Final = 8
-"""Messages that are published at the same time over a connection. Each has a channel."""
+TURN_SECONDS: Final = 0.25
+"""Seconds for which a message makes those to other queues wait. A healthy queue confirms within milliseconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,24 +57,29 @@ class UnconfirmedError(Exception):
     """The message may be in its queue, or not. The text says why."""
 
 
-class Places:
-    """Lets a few messages be published at a time. One that waits for its confirm lets another one begin."""
+class Turns:
+    """Lets one message at a time wait for its confirm: a leader that is killed leaves doubt about that one only.
+
+    A queue that confirms nothing within TURN_SECONDS lets the messages to others go on. Those to itself wait.
+    """
 
     def __init__(self) -> None:
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._free = asyncio.Semaphore(1)
+        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Wait for a place, and keep it until the end, or for PLACE_SECONDS."""
-        await self._free.acquire()
-        kept = contextlib.ExitStack()
-        kept.callback(self._free.release)
-        timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, kept.close)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            kept.close()
+    async def turn(self, queue: str) -> AsyncIterator[None]:
+        """Wait for a turn to publish to a queue."""
+        async with self._queues.setdefault(queue, asyncio.Lock()):
+            await self._free.acquire()
+            kept = contextlib.ExitStack()
+            kept.callback(self._free.release)
+            timer = asyncio.get_running_loop().call_later(TURN_SECONDS, kept.close)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                kept.close()
 
 
 async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:

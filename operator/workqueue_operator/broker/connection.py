@@ -166,7 +166,7 @@ class Broker:
         self._large: set[str] = set()
         self._beside: Broker | None = None
         self._publishing: Broker | None = None
-        self._places = confirmed.Places()
+        self._turns = confirmed.Turns()
         self._tokens: TokenPublisher | None = None
         self._polls: Calls | None = None
         self._questions: Calls | None = None
@@ -283,8 +283,12 @@ class Broker:
             NotPublishedError: RabbitMQ returned or refused it.
             UnconfirmedError: the connection was lost.
         """
-        async with self._places.place():
-            await confirmed.publish(await self._publishing_connection(), message)
+        await confirmed.publish(await self._publishing_connection(), message)
+
+    async def publish_in_turn(self, message: OwnMessage) -> None:
+        """Do the same when no other message waits for its confirm (see `confirmed.Turns`)."""
+        async with self._turns.turn(message.queue):
+            await self.publish(message)
 
     async def read_ledger(self, ledger: Queue) -> set[str]:
         """Return the ids of the messages that were confirmed lately (see `confirmed.read_ledger`).

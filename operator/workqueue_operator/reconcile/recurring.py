@@ -59,7 +59,7 @@ class _Ledger(NamedTuple):
 class Publishing(Protocol):
     """The part of a broker that this module uses."""
 
-    async def publish(self, message: OwnMessage) -> None:
+    async def publish_in_turn(self, message: OwnMessage) -> None:
         """Publish and wait for the confirm. Raises NotPublishedError, UnconfirmedError or ReconcileError."""
         ...
 
@@ -258,7 +258,7 @@ class RecurringRunner:
                 self._ledgers[workqueue.metadata.uid].name,
             )
             unpublished.discard((entry.name, slot))
-            await broker.publish(message)
+            await broker.publish_in_turn(message)
         except UnconfirmedError as error:
             logger.info("A recurring message was not confirmed.", extra={"detail": str(error)})
             return False
