@@ -65,6 +65,9 @@ logger = logging.getLogger(__name__)
 PATIENCE: Final = 5.0
 """Seconds that running passes get to finish when the process stops."""
 
+PUBLISH_SECONDS: Final = 2.0
+"""Seconds for the recurring messages that are being published at the end."""
+
 FLUSH_SECONDS: Final = 2.0
 """Seconds after that for writing the last statuses and Events."""
 
@@ -331,7 +334,8 @@ class Operator:
             await self._unless_ended(self._stop.wait())
         finally:
             await queue.stop(PATIENCE)
-            await recurring.stop()
+            # A process that has lost its Lease publishes nothing more.
+            await recurring.stop(0.0 if self._exit_code else PUBLISH_SECONDS)
             await rates.stop()
             protector.stop()
             await reporter.flush(FLUSH_SECONDS)

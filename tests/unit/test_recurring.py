@@ -184,6 +184,21 @@ async def test_takeover_reads_in_the_ledger_what_was_published() -> None:
     assert await site.events() == {}
 
 
+async def test_leader_that_stops_in_order_leaves_no_doubt() -> None:
+    site = Site()
+    await site.look()
+    site.broker.refuses_ledgers = True
+    await site.clock.advance(20)
+    site.runner.look(workqueue(recurring=site.entries), site.broker)
+    await site.runner.stop(5)
+    site.take_over()
+
+    await site.look()
+
+    assert site.ids() == ["jobs/tick/2026-01-01T00:17:00Z"]
+    assert await site.events() == {}
+
+
 async def test_takeover_waits_for_a_broker_that_cannot_be_reached() -> None:
     site = Site()
     await site.look()
@@ -231,7 +246,7 @@ async def test_takeover_in_the_middle_publishes_again_and_says_so(was_published:
     await site.clock.advance(20)
     site.runner.look(workqueue(recurring=site.entries), site.broker)
     await site.clock.settle()
-    await site.runner.stop()
+    await site.runner.stop(0)
     site.fails_to_record, site.broker.before = 0, lambda: None
     site.take_over()
 
@@ -350,7 +365,7 @@ async def test_leader_killed_around_a_thousand_slots_loses_none() -> None:
             site.runner.look(workqueue(recurring=site.entries), site.broker)
             for _ in range(second // 10):
                 await asyncio.sleep(0)
-            await site.runner.stop()
+            await site.runner.stop(0)
             site.take_over()
         await site.look()
 

@@ -132,12 +132,18 @@ class RecurringRunner:
         if task is not None:
             task.cancel()
 
-    async def stop(self) -> None:
-        """Stop. A message that is being published is named by the next leader."""
+    async def stop(self, patience: float) -> None:
+        """Wait until what is being published is recorded, and stop. The next leader names the rest.
+
+        Args:
+            patience: seconds to wait.
+        """
         tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def _ended(self, workqueue: WorkQueue) -> None:
         if self._tasks.pop(workqueue.metadata.uid, None) is not None:
