@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -53,6 +54,9 @@ LONGEST_DELAY: Final = 90.0
 
 RECURS_WITHIN: Final = 60.0
 """Seconds within which a recurring message is published, or counts as missed."""
+
+SECRET_KNOWN: Final = 90.0
+"""Seconds after which an operator knows a changed Secret, which it reads once a minute."""
 
 FIRST_SLOT: Final = 15.0
 """Seconds until an operator knows a new entry."""
@@ -393,6 +397,11 @@ class Properties:
         stage.published[message.original] += 1
         key = next(key for key in stage.workqueues if key[1] == name)
         stage.confirmed[message.original] = key
+        moved = self._world.now - stage.changed_template.get(key, -math.inf)
+        current = self._cluster.rabbits[stage.hosts[key]]
+        if channel.connection.rabbit is not current and moved < SECRET_KNOWN:
+            # The user moves it, as the other messages of the old broker.
+            stage.exempt.add(message.original)
         self._world.tell("operator", f"publishes {message.original}")
         named = any(message.original in said for other, _, said in stage.told if other == key)
         if stage.published[message.original] > 1 and not named:
