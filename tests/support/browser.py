@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 PROGRAM: Final = "chromium"
 PACKAGES: Final = ("chromium", "fonts-dejavu-core")
@@ -78,6 +78,7 @@ async def looking(
         device_scale_factor=1,
     )
     context.set_default_timeout(SECONDS)
+    expect.set_options(timeout=SECONDS)
     try:
         yield Seen(await context.new_page())
     finally:
