@@ -369,6 +369,11 @@ class Broker:
         """Whether polls wait for a channel."""
         return self._polls is not None and self._polls.waiting > 0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls of passes wait for a channel although RabbitMQ answers."""
+        return any(calls is not None and calls.is_busy for calls in (self._questions, self._declarations))
+
     async def _passive_declare(self, calls: Calls | None, queue: str, about: str) -> QueueCounts:
         frame = await self._call(
             calls,
