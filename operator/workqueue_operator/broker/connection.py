@@ -168,6 +168,7 @@ class Broker:
         self._publishing: Broker | None = None
         self._places = confirmed.Places()
         self._tokens: TokenPublisher | None = None
+        self._is_closed = False
         self._polls: Calls | None = None
         self._questions: Calls | None = None
         self._declarations: Calls | None = None
@@ -182,6 +183,7 @@ class Broker:
 
     async def close(self) -> None:
         """Close the connection. It removes the doorbells without calling `on_removed`."""
+        self._is_closed = True
         others = [other for other in (self._beside, self._publishing) if other is not None]
         await asyncio.gather(self._close_own(), *(other.close() for other in others))
 
@@ -219,7 +221,7 @@ class Broker:
 
     async def install_doorbell(self, queue: str, *, ours: bool = True) -> bool:
         """Install a doorbell; return whether the broker confirmed it (see Doorbells.install)."""
-        if queue in self._large:
+        if queue in self._large and not self._is_closed:
             return await self._for_large_messages().install_doorbell(queue, ours=ours)
         return self._doorbells is not None and await self._doorbells.install(queue, ours=ours)
 
@@ -327,6 +329,11 @@ class Broker:
         Raises:
             ReconcileError: not connected.
         """
+        if self._is_closed:
+            # Such as after the last WorkQueue has left it. Nothing would close the other one.
+            raise ReconcileError(
+                Reason.BROKER_UNREACHABLE, f"The connection to the broker {self.binding.display} was closed."
+            )
         if self._publishing is None:
             self._publishing = Broker(
                 self.binding,
