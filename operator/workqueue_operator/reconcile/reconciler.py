@@ -243,6 +243,7 @@ class Reconciler:
             self._report_unreadable(body, error)
             return None
         if workqueue.deleting:
+            parts.recurring.forget(workqueue.metadata.uid)
             again = await parts.finalizer.finalize(workqueue)
             state.failures = 0
             return again
@@ -337,6 +338,7 @@ class Reconciler:
         """Everything between reading the resource and reporting; None while the connection is being opened."""
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
+            parts.recurring.forget(workqueue.metadata.uid)
             parts.rates.leave(workqueue.key)
             await parts.brokers.leave(workqueue.key)
             parts.secrets.leave(workqueue.key)
