@@ -292,14 +292,40 @@ class Broker:
         """Return the ids of the messages that were confirmed lately (see `confirmed.read_ledger`).
 
         Raises:
-            ReconcileError: not connected, or no answer.
+            ReconcileError: not connected. The reason is BrokerTimeout if the ledger does not answer, although the
+                connection is not blocked.
         """
+        # A call about a queue that does not answer keeps a channel, and `counts` limits them.
+        if not await self._has_messages(self, ledger):
+            return set()
+        connection = await self._publishing_connection()
         try:
-            return await confirmed.read_ledger(await self._publishing_connection(), ledger)
+            assert self._publishing is not None  # noqa: S101 - it has the connection
+            if not await self._has_messages(self._publishing, ledger):
+                return set()
+            return await confirmed.read_ledger(connection, ledger)
         except ChannelLostError as error:
             raise ReconcileError(
                 Reason.BROKER_UNREACHABLE, self._silent(f"queue {ledger.name!r}", str(error))
             ) from error
+        except ReconcileError as problem:
+            # RabbitMQ has just answered over the other connection, so this one is blocked.
+            raise ReconcileError(Reason.BROKER_UNREACHABLE, problem.message) from problem
+
+    @staticmethod
+    async def _has_messages(broker: Broker, queue: Queue) -> bool:
+        """Return whether messages wait in a queue. RabbitMQ may refuse to tell.
+
+        Raises:
+            ReconcileError: not connected, or no answer.
+        """
+        try:
+            counts = await broker.counts_if_there(queue.name)
+        except ReconcileError as problem:
+            if problem.reason in {Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE}:
+                raise
+            return False
+        return counts is not None and counts.ready > 0
 
     async def publish_tokens(self, queue: str, body: bytes, count: int) -> int:
         """Publish some tokens, and return how many of them the queue has taken. A full queue takes no more.
