@@ -237,13 +237,37 @@ async def test_many_messages_at_a_time_need_few_channels(vhost: VirtualHost) -> 
         assert vhost.depth("jobs").ready == 500
 
 
+async def test_queue_without_confirms_leaves_channels_to_the_messages_of_others(vhost: VirtualHost) -> None:
+    """A WorkQueue may have a hundred entries, and its queue be on a frozen node."""
+    with vhost.broker.channel_max(16):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            for name in ("jobs", "stuck"):
+                await broker.declare_queue(Queue(name, {"x-queue-type": "classic"}))
+            with vhost.broker.suspended("stuck", vhost.name):
+                to_stuck = MESSAGE._replace(queue="stuck")
+                stuck = [asyncio.create_task(broker.publish(to_stuck)) for _ in range(50)]
+                # Longer than they keep others waiting.
+                await asyncio.wait(stuck, timeout=50 / confirmed.AT_ONCE * channels.PLACE_SECONDS)
+
+                for _ in range(20):
+                    await broker.publish(MESSAGE)
+
+                assert not any(task.done() for task in stuck)
+            await asyncio.gather(*stuck)
+
+
 async def test_message_without_a_channel_is_not_published(vhost: VirtualHost) -> None:
+    names = [f"jobs-{number}" for number in range(5)]
     with vhost.broker.channel_max(4):
         async with probe(vhost.url) as broker:
             await broker.ready()
-            await broker.declare(plan(QueueSettings("jobs")))
+            for name in names:
+                await broker.declare_queue(Queue(name, {"x-queue-type": "classic"}))
             with vhost.broker.memory_alarm():
-                publishing = [asyncio.create_task(broker.publish(MESSAGE)) for _ in range(5)]
+                publishing = [
+                    asyncio.create_task(broker.publish(MESSAGE._replace(queue=name))) for name in names
+                ]
                 [refused], waiting = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
                 with pytest.raises(NotPublishedError, match="no free channel"):
                     await refused

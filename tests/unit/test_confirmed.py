@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pika.exceptions import NoFreeChannels
 
+from tests.support.wait import until
 from workqueue_operator.broker.channel import ChannelLostError
 from workqueue_operator.broker.confirmed import OwnMessage, publish
 from workqueue_operator.broker.token_publisher import TokenPublisher
@@ -89,7 +90,6 @@ async def test_tokens_are_published_after_no_channel_was_free() -> None:
     await asyncio.sleep(0)
     connection.opened.open()
     connection.opened.on_selected(None)
-    await asyncio.wait([publishing], timeout=0.1)
+    await until(lambda: connection.opened.published == 1)
 
-    assert connection.opened.published == 1
     publishing.cancel()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -30,6 +31,10 @@ from workqueue_operator.broker.channel import (
 
 AT_ONCE: Final = 8
 """Messages that are published at the same time over a connection. Each has a channel."""
+
+UNCONFIRMED_PER_QUEUE: Final = 4
+"""Messages to a queue that may wait for their confirms. So hundreds of queues that confirm nothing leave channels to
+the messages of others."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +67,21 @@ class Places:
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(AT_ONCE)
+        self._by_queue: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def place(self, queue: str) -> AsyncIterator[None]:
         """Wait for a place, and keep it until the end, or for PLACE_SECONDS."""
-        await self._free.acquire()
-        kept = contextlib.ExitStack()
-        kept.callback(self._free.release)
-        timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, kept.close)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            kept.close()
+        async with self._by_queue.setdefault(queue, asyncio.Semaphore(UNCONFIRMED_PER_QUEUE)):
+            await self._free.acquire()
+            kept = contextlib.ExitStack()
+            kept.callback(self._free.release)
+            timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, kept.close)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                kept.close()
 
 
 async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:

@@ -285,7 +285,7 @@ class Broker:
             NotPublishedError: RabbitMQ returned or refused it.
             UnconfirmedError: the connection was lost.
         """
-        async with self._places.place():
+        async with self._places.place(message.queue):
             await confirmed.publish(await self._publishing_connection(), message)
 
     async def read_ledger(self, ledger: Queue) -> set[str]:
