@@ -8,10 +8,20 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import channel_of, probe
+from tests.support.brokers import channel_of, probe, put
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import until
-from workqueue.contract.topology import Queue, QueueSettings, ledger, plan
+from workqueue.contract.topology import (
+    LEDGER_LENGTH,
+    Queue,
+    QueueBinding,
+    QueueSettings,
+    ledger,
+    plan,
+)
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.broker import channel as channels
+from workqueue_operator.broker import confirmed
 from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
 from workqueue_operator.broker.connection import Broker as ConnectedBroker
 from workqueue_operator.errors import ReconcileError
@@ -58,6 +68,7 @@ async def test_ledger_keeps_the_ids_of_confirmed_messages(every_vhost: VirtualHo
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs")))
         assert await broker.read_ledger(LEDGER) == set()
+        await broker.declare_queue(LEDGER)
 
         await asyncio.gather(*map(broker.publish, noted))
         await broker.publish(MESSAGE)
@@ -72,7 +83,7 @@ async def test_ledger_keeps_the_ids_of_confirmed_messages(every_vhost: VirtualHo
 async def test_refused_messages_are_not_in_the_ledger(vhost: VirtualHost) -> None:
     async with probe(vhost.url) as broker:
         await broker.ready()
-        await broker.read_ledger(LEDGER)
+        await broker.declare_queue(LEDGER)
         with pytest.raises(NotPublishedError, match="does not exist"):
             await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
         await broker.declare(plan(QueueSettings("jobs", max_length=1)))
@@ -97,11 +108,57 @@ async def test_ledger_is_unknown_while_its_connection_is_blocked(vhost: VirtualH
     async with probe(vhost.url) as broker:
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs")))
+        await broker.declare_queue(LEDGER)
+        await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
+        await until(lambda: holds(broker, {MESSAGE.message_id}))
         with vhost.broker.memory_alarm():
             publishing = asyncio.create_task(broker.publish(MESSAGE))
-            with pytest.raises(ReconcileError, match="no answer"):
+            with pytest.raises(ReconcileError, match="no answer") as raised:
                 await read_until_unknown(broker)
+            assert raised.value.reason is Reason.BROKER_UNREACHABLE
         await publishing
+
+
+async def test_silent_ledger_is_named_and_keeps_few_channels(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the channels that it keeps is missing for the messages of other WorkQueues."""
+    monkeypatch.setattr(channels, "SILENT_PAUSE", (0.0, 0.0))
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        await broker.declare_queue(LEDGER)
+        await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
+        await until(lambda: holds(broker, {MESSAGE.message_id}))
+        before = channel_count(vhost)
+        monkeypatch.setattr(confirmed, "CALL_TIMEOUT", 0.05)
+        assert broker._questions is not None
+        broker._questions._seconds = 0.05
+        with vhost.broker.suspended(LEDGER.name, vhost.name):
+            for _ in range(20):
+                with pytest.raises(ReconcileError, match=LEDGER.name) as raised:
+                    await broker.read_ledger(LEDGER)
+                assert raised.value.reason is Reason.BROKER_TIMEOUT
+
+            assert channel_count(vhost) <= before + channels.SILENT_CALLS
+
+
+async def test_ledger_leaves_no_dead_letters(vhost: VirtualHost) -> None:
+    """A policy may give all queues of a virtual host a dead-letter exchange."""
+    everywhere = ("all", ".*", '{"dead-letter-exchange": "amq.fanout"}', "--apply-to", "queues")
+    vhost.broker.ctl("set_policy", "-p", vhost.name, *everywhere)
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare_queue(Queue("graveyard", {"x-queue-type": "classic"}))
+        await broker.bind(QueueBinding("amq.fanout", "graveyard", ""))
+        await broker.declare_queue(LEDGER)
+
+        async with channel_of(vhost) as channel:
+            put(channel, LEDGER.name, *[b""] * (LEDGER_LENGTH + 50))
+            channel.queue_declare(LEDGER.name, passive=True)
+
+        await until(lambda: vhost.depth(LEDGER.name).ready == LEDGER_LENGTH)
+        assert vhost.depth("graveyard").ready == 0
 
 
 async def test_full_queue_refuses_the_message(vhost: VirtualHost) -> None:
@@ -180,13 +237,35 @@ async def test_many_messages_at_a_time_need_few_channels(vhost: VirtualHost) -> 
         assert vhost.depth("jobs").ready == 500
 
 
+async def test_queue_without_confirms_leaves_channels_to_the_messages_of_others(vhost: VirtualHost) -> None:
+    """A WorkQueue may have a hundred entries, and its queue be on a frozen node."""
+    with vhost.broker.channel_max(16):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            for name in ("jobs", "stuck"):
+                await broker.declare_queue(Queue(name, {"x-queue-type": "classic"}))
+            with vhost.broker.suspended("stuck", vhost.name):
+                to_stuck = MESSAGE._replace(queue="stuck")
+                stuck = [asyncio.create_task(broker.publish_in_turn(to_stuck)) for _ in range(50)]
+                for _ in range(20):
+                    await broker.publish_in_turn(MESSAGE)
+
+                assert not any(task.done() for task in stuck)
+            await asyncio.gather(*stuck)
+
+
 async def test_message_without_a_channel_is_not_published(vhost: VirtualHost) -> None:
+    names = [f"jobs-{number}" for number in range(5)]
     with vhost.broker.channel_max(4):
         async with probe(vhost.url) as broker:
             await broker.ready()
-            await broker.declare(plan(QueueSettings("jobs")))
+            for name in names:
+                await broker.declare_queue(Queue(name, {"x-queue-type": "classic"}))
             with vhost.broker.memory_alarm():
-                publishing = [asyncio.create_task(broker.publish(MESSAGE)) for _ in range(5)]
+                publishing = [
+                    asyncio.create_task(broker.publish_in_turn(MESSAGE._replace(queue=name)))
+                    for name in names
+                ]
                 [refused], waiting = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
                 with pytest.raises(NotPublishedError, match="no free channel"):
                     await refused
@@ -198,8 +277,12 @@ async def test_lost_connection_leaves_the_message_uncertain(vhost: VirtualHost) 
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs")))
         with vhost.broker.memory_alarm():
-            publishing = asyncio.create_task(broker.publish(MESSAGE))
+            publishing = asyncio.create_task(broker.publish_in_turn(MESSAGE))
             await until(lambda: "blocked" in vhost.broker.ctl("list_connections", "state").split())
             vhost.broker.close_connections()
             with pytest.raises(UnconfirmedError):
                 await publishing
+
+
+def channel_count(vhost: VirtualHost) -> int:
+    return int(vhost.broker.evaluate("length(rabbit_channel:list_local())"))

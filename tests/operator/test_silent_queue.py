@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 from pika.exceptions import ShortStringTooLong
@@ -19,11 +20,12 @@ from workqueue.contract.topology import Queue
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker import channel as channels
 from workqueue_operator.broker import connection
+from workqueue_operator.broker.channel import CallChannel
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ReconcileError
-from workqueue_operator.reconcile.queue import PLACES_PER_NAMESPACE, Lane
+from workqueue_operator.reconcile.queue import PLACES, PLACES_PER_NAMESPACE, Lane
 
 HANGING = [f"hanging-{number}" for number in range(20)]
 FOREVER = 3600.0
@@ -203,6 +205,53 @@ async def test_declarations_without_an_answer_leave_places_to_other_passes(vhost
             await until(lambda: len(queue._running) >= 3 * PLACES_PER_NAMESPACE)
 
             await queue.stop(0)
+
+
+async def test_busy_broker_does_not_get_all_passes_at_the_same_time(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster may need 50 ms for each queue. With all passes at the same time, their calls would time out."""
+    many = [("team" if number % 2 else "other", f"jobs-{number}") for number in range(100)]
+    cluster = api(vhost.url)
+    cluster.answer("PATCH", "/deployments/jobs-", applied)
+    cluster.answer("PATCH", "/poddisruptionbudgets/jobs-", {})
+    async with operator(cluster, "team", "other") as passes:
+        await passes.run()
+        for namespace, name in many:
+            body = workqueue()
+            body["metadata"] |= {"namespace": namespace, "name": name, "uid": f"uid-{name}"}
+            passes.parts.store.put_workqueue(body)
+        begin, most, queue = CallChannel.begin, 0, passes.parts.queue
+        monkeypatch.setattr(CallChannel, "begin", lambda self, send: later(begin(self, send), 0.05))
+        queue.start(passes.reconciler.reconcile, lambda _: False)
+
+        def are_declared() -> bool:
+            nonlocal most
+            most = max(most, len(queue._running))
+            states = [passes.reconciler._pass_states.get(key) for key in many]
+            return all(state is not None and state.queue is not None for state in states)
+
+        for key in many:
+            queue.add(key, Lane.RESYNC)
+        await until(are_declared)
+
+        await queue.stop(1)
+    assert most < 2 * PLACES
+
+
+def later(answer: asyncio.Future[Any], seconds: float) -> asyncio.Future[Any]:
+    loop = asyncio.get_running_loop()
+    late: asyncio.Future[Any] = loop.create_future()
+
+    def settle() -> None:
+        error = answer.exception()
+        if error is None:
+            late.set_result(answer.result())
+        else:
+            late.set_exception(error)
+
+    answer.add_done_callback(lambda _: loop.call_later(seconds, settle))
+    return late
 
 
 def has_ready(polled: PolledQueue, count: int) -> bool:

@@ -8,8 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pika.exceptions import NoFreeChannels
 
+from tests.support.wait import until
+from workqueue_operator.broker.channel import ChannelLostError
 from workqueue_operator.broker.confirmed import OwnMessage, publish
+from workqueue_operator.broker.token_publisher import TokenPublisher
 
 TOKEN = OwnMessage("jobs.limit.handlers", "token", b"", None, {})
 
@@ -45,8 +49,11 @@ class FakeChannel:
 
 class FakeConnection:
     params = SimpleNamespace(frame_max=131_072)
+    has_channels = True
 
     def channel(self, on_open_callback: Callable[[Any], None]) -> FakeChannel:
+        if not self.has_channels:
+            raise NoFreeChannels
         self.opened = FakeChannel(on_open_callback)
         return self.opened
 
@@ -68,3 +75,21 @@ async def test_message_given_up_is_not_published_later(is_open: bool) -> None:
         channel.on_selected(None)
 
     assert (channel.published, channel.closes) == (0, 1)
+
+
+async def test_tokens_are_published_after_no_channel_was_free() -> None:
+    """Messages without a confirm, such as to a queue without a majority, may keep all channels."""
+    connection: Any = FakeConnection()
+    tokens = TokenPublisher(connection)
+    connection.has_channels = False
+    with pytest.raises(ChannelLostError, match="no free channel"):
+        await tokens.publish("jobs.limit.starts", b"1", 1)
+    connection.has_channels = True
+
+    publishing = asyncio.create_task(tokens.publish("jobs.limit.starts", b"1", 1))
+    await asyncio.sleep(0)
+    connection.opened.open()
+    connection.opened.on_selected(None)
+    await until(lambda: connection.opened.published == 1)
+
+    publishing.cancel()

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.passes import KEY, api, operator, workqueue
 from tests.unit.test_store import thing
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
+from workqueue_operator.reconcile.recurring import RecurringRunner
 from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling.decide import ScaleInWindow
 
@@ -91,3 +93,28 @@ async def queue_turn() -> None:
     """Let the passes begin that have just been added."""
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+STOPS: dict[str, dict[str, Any]] = {
+    "suspended": {"spec": {"suspend": True}},
+    "deleted": {"metadata": {"deletionTimestamp": "2026-01-02T00:00:00Z"}},
+}
+
+
+@pytest.mark.parametrize("change", STOPS.values(), ids=STOPS)
+async def test_workqueue_that_stops_publishes_no_recurring_message(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """One that waits for the end of a memory alarm would be published then."""
+    forgotten: list[str] = []
+    monkeypatch.setattr(RecurringRunner, "forget", lambda _, uid: forgotten.append(uid))
+    body = workqueue()
+    body["metadata"]["resourceVersion"] = "2"
+    for part, fields in change.items():
+        body[part] |= fields
+    async with operator(api("amqp://user:secret@127.0.0.1:1/"), "team") as made:
+        made.parts.store.put_workqueue(body)
+
+        await made.reconciler.reconcile(KEY)
+
+    assert forgotten == ["uid-1"]

@@ -18,7 +18,12 @@ from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, U
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
-from workqueue_operator.reconcile.recurring import AGAIN_SECONDS, RecurringRunner
+from workqueue_operator.reconcile.recurring import (
+    AGAIN_SECONDS,
+    LEDGER_AGAIN_SECONDS,
+    LEDGER_PATIENCE_SECONDS,
+    RecurringRunner,
+)
 from workqueue_operator.reconcile.reporter import Reporter
 
 EVERY_MINUTE = {"name": "tick", "everySeconds": 60, "body": "now"}
@@ -31,13 +36,18 @@ class FakeBroker:
         self.published: list[OwnMessage] = []
         self.declared: list[str] = []
         self.ledgers: dict[str, set[str]] = {}
+        self.generation = 1
         self.refuses_ledgers = False
+        self.ledgers_are_silent = False
+        self.confirms = asyncio.Event()
+        self.confirms.set()
         self.fails: list[Exception] = []
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
     async def publish_in_turn(self, message: OwnMessage) -> None:
         self.before()
+        await self.confirms.wait()
         await asyncio.sleep(0)
         if self.fails:
             raise self.fails.pop(0)
@@ -49,12 +59,16 @@ class FakeBroker:
     async def declare_queue(self, queue: Queue) -> object:
         if self.refuses_ledgers:
             raise ReconcileError(Reason.PERMISSION_DENIED, "no permission")
+        if self.ledgers_are_silent:
+            raise ReconcileError(Reason.BROKER_TIMEOUT, "no answer")
         self.declared.append(queue.name)
         return self.ledgers.setdefault(queue.name, set())
 
     async def read_ledger(self, ledger: Queue) -> set[str]:
         if self.fails:
             raise self.fails.pop(0)
+        if self.ledgers_are_silent:
+            raise ReconcileError(Reason.BROKER_TIMEOUT, "no answer")
         return self.ledgers.get(ledger.name, set())
 
 
@@ -223,6 +237,88 @@ async def test_ledger_is_declared_again_before_it_expires() -> None:
     assert site.broker.declared == ["jobs.recurring"] * (2 * 3_600_000 // LEDGER_MILLISECONDS)
 
 
+async def test_ledger_is_declared_again_on_another_connection() -> None:
+    """RabbitMQ may have lost its queues, and a changed Secret leads to another RabbitMQ."""
+    site = Site()
+    await site.look()
+    await site.pass_time(20)
+
+    site.broker.generation += 1
+    await site.pass_time(60)
+    before, site.broker = site.broker, FakeBroker()
+    await site.pass_time(60)
+
+    assert before.declared == ["jobs.recurring"] * 2
+    assert site.broker.declared == ["jobs.recurring"]
+    assert [len(before.ledgers["jobs.recurring"]), len(site.broker.ledgers["jobs.recurring"])] == [2, 1]
+
+
+async def test_ledger_that_did_not_answer_is_declared_soon() -> None:
+    site = Site()
+    await site.look()
+    site.broker.ledgers_are_silent = True
+    await site.pass_time(20)
+    site.broker.ledgers_are_silent = False
+
+    await site.pass_time(LEDGER_AGAIN_SECONDS)
+
+    assert [message.ledger for message in site.broker.published] == ["", "jobs.recurring"]
+
+
+async def test_silent_ledger_makes_a_new_leader_miss_no_slot() -> None:
+    site = Site()
+    await site.look()
+    await kill_after_publish(site)
+    site.broker.ledgers_are_silent = True
+
+    await site.look()
+    for _ in range(round(LEDGER_PATIENCE_SECONDS / AGAIN_SECONDS) - 1):
+        await site.pass_time(AGAIN_SECONDS)
+        assert len(site.ids()) == 1
+    await site.pass_time(AGAIN_SECONDS)
+    await site.pass_time(60)
+
+    assert Counter(site.ids()) == {"jobs/tick/2026-01-01T00:17:00Z": 2, "jobs/tick/2026-01-01T00:18:00Z": 1}
+    assert await site.events() == {"RecurringUncertain": 1}
+
+
+async def test_message_without_a_confirm_does_not_bind_a_workqueue_to_its_broker() -> None:
+    """A user may change the Secret because RabbitMQ has a memory alarm."""
+    site = Site()
+    await site.look()
+    old, site.broker.confirms = site.broker, asyncio.Event()
+    await site.clock.advance(20)
+    assert site.runner.look(workqueue(recurring=site.entries), old) is None
+    await site.clock.settle()
+
+    site.broker = FakeBroker()
+    await site.look()
+    old.confirms.set()
+    await site.clock.settle()
+
+    assert old.published == []
+    assert site.ids() == ["jobs/tick/2026-01-01T00:17:00Z"]
+    assert site.asks == [("team", "jobs")] * len(site.asks)
+    assert await site.events() == {"RecurringUncertain": 1}
+
+
+async def test_suspended_entry_gives_up_a_message_that_was_refused() -> None:
+    site = Site()
+    await site.look()
+    site.broker.fails = [NotPublishedError("the queue is full")]
+    await site.pass_time(20)
+    site.entries = [EVERY_MINUTE | {"suspend": True}]
+
+    await site.pass_time(AGAIN_SECONDS)
+    site.entries = [EVERY_MINUTE]
+    await site.pass_time(20)
+    assert site.ids() == []
+    await site.pass_time(60)
+
+    assert site.ids() == ["jobs/tick/2026-01-01T00:18:00Z"]
+    assert await site.events() == {"RecurringFailed": 1, "RecurringMissed": 1}
+
+
 async def test_message_is_published_without_a_ledger() -> None:
     site = Site()
     await site.look()
@@ -274,7 +370,7 @@ async def test_takeover_says_so_although_its_first_record_fails() -> None:
 
 
 async def test_event_is_there_before_the_message_is_published_again() -> None:
-    """A leader that ends after it has recorded the message cannot send it any more, and no other knows of it."""
+    """A leader that ends after it has recorded the message cannot send it, and no other leader knows of it."""
     site = Site()
     await site.look()
     site.broker.fails = [UnconfirmedError("the connection was lost")]

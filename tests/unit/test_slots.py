@@ -95,6 +95,15 @@ def test_changed_schedule_misses_no_earlier_slot() -> None:
     assert (found.progress.slot, found.progress.published, found.missed) == (NOON, NOON, None)
 
 
+def test_suspended_entry_leaves_out_the_slot_in_doubt() -> None:
+    found = action(hourly(suspend=True), seen(hourly(), NOON - LATE, publishing=NOON), NOON)
+
+    assert isinstance(found, Note)
+    assert found.missed == (NOON, NOON)
+    assert found.progress.publishing is None
+    assert action(hourly(suspend=True), found.progress, NOON + timedelta(hours=9)) == Wait(None)
+
+
 def test_suspended_entry_waits_and_misses_nothing() -> None:
     suspended = hourly(suspend=True)
     found = action(suspended, seen(hourly(), NOON), NOON + timedelta(hours=5))

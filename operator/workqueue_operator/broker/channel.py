@@ -217,7 +217,14 @@ class Calls:
         self._idle: list[CallChannel] = []
         self._slow = 0
         self.waiting = 0
+        self._answered_at = -math.inf
         self._silences: dict[str, _Silence] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls wait for a channel although RabbitMQ answers."""
+        silence = asyncio.get_running_loop().time() - self._answered_at
+        return self.waiting > 0 and silence < PLACE_SECONDS
 
     async def call(self, queue: str, send: Send) -> Any:
         """Make one call about a queue and wait for its answer.
@@ -301,6 +308,7 @@ class Calls:
             running.caller.set_exception(TimeoutError())
 
     def _on_end(self, running: _Running, answer: asyncio.Future[Any]) -> None:
+        self._answered_at = asyncio.get_running_loop().time()
         # Otherwise asyncio would log the error of a call whose caller has given up.
         error, caller = answer.exception(), running.caller
         if caller is not None and not caller.done():

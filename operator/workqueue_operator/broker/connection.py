@@ -168,6 +168,7 @@ class Broker:
         self._publishing: Broker | None = None
         self._turns = confirmed.Turns()
         self._tokens: TokenPublisher | None = None
+        self._is_closed = False
         self._polls: Calls | None = None
         self._questions: Calls | None = None
         self._declarations: Calls | None = None
@@ -182,6 +183,7 @@ class Broker:
 
     async def close(self) -> None:
         """Close the connection. It removes the doorbells without calling `on_removed`."""
+        self._is_closed = True
         others = [other for other in (self._beside, self._publishing) if other is not None]
         await asyncio.gather(self._close_own(), *(other.close() for other in others))
 
@@ -219,7 +221,7 @@ class Broker:
 
     async def install_doorbell(self, queue: str, *, ours: bool = True) -> bool:
         """Install a doorbell; return whether the broker confirmed it (see Doorbells.install)."""
-        if queue in self._large:
+        if queue in self._large and not self._is_closed:
             return await self._for_large_messages().install_doorbell(queue, ours=ours)
         return self._doorbells is not None and await self._doorbells.install(queue, ours=ours)
 
@@ -294,14 +296,40 @@ class Broker:
         """Return the ids of the messages that were confirmed lately (see `confirmed.read_ledger`).
 
         Raises:
-            ReconcileError: not connected, or no answer.
+            ReconcileError: not connected. The reason is BrokerTimeout if the ledger does not answer, although the
+                connection is not blocked.
         """
+        # A call about a queue that does not answer keeps a channel, and `counts` limits them.
+        if not await self._has_messages(self, ledger):
+            return set()
+        connection = await self._publishing_connection()
         try:
-            return await confirmed.read_ledger(await self._publishing_connection(), ledger)
+            assert self._publishing is not None  # noqa: S101 - it has the connection
+            if not await self._has_messages(self._publishing, ledger):
+                return set()
+            return await confirmed.read_ledger(connection, ledger)
         except ChannelLostError as error:
             raise ReconcileError(
                 Reason.BROKER_UNREACHABLE, self._silent(f"queue {ledger.name!r}", str(error))
             ) from error
+        except ReconcileError as problem:
+            # RabbitMQ has just answered over the other connection, so this one is blocked.
+            raise ReconcileError(Reason.BROKER_UNREACHABLE, problem.message) from problem
+
+    @staticmethod
+    async def _has_messages(broker: Broker, queue: Queue) -> bool:
+        """Return whether messages wait in a queue. RabbitMQ may refuse to tell.
+
+        Raises:
+            ReconcileError: not connected, or no answer.
+        """
+        try:
+            counts = await broker.counts_if_there(queue.name)
+        except ReconcileError as problem:
+            if problem.reason in {Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE}:
+                raise
+            return False
+        return counts is not None and counts.ready > 0
 
     async def publish_tokens(self, queue: str, body: bytes, count: int) -> int:
         """Publish some tokens, and return how many of them the queue has taken. A full queue takes no more.
@@ -331,6 +359,11 @@ class Broker:
         Raises:
             ReconcileError: not connected.
         """
+        if self._is_closed:
+            # Such as after the last WorkQueue has left it. Nothing would close the other one.
+            raise ReconcileError(
+                Reason.BROKER_UNREACHABLE, f"The connection to the broker {self.binding.display} was closed."
+            )
         if self._publishing is None:
             self._publishing = Broker(
                 self.binding,
@@ -372,6 +405,11 @@ class Broker:
     def polls_wait(self) -> bool:
         """Whether polls wait for a channel."""
         return self._polls is not None and self._polls.waiting > 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls of passes wait for a channel although RabbitMQ answers."""
+        return any(calls is not None and calls.is_busy for calls in (self._questions, self._declarations))
 
     async def _passive_declare(self, calls: Calls | None, queue: str, about: str) -> QueueCounts:
         frame = await self._call(

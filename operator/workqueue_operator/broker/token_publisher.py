@@ -8,7 +8,12 @@ from typing import Any
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError, ConnectionWrongStateError
+from pika.exceptions import (
+    ChannelClosedByBroker,
+    ChannelWrongStateError,
+    ConnectionWrongStateError,
+    NoFreeChannels,
+)
 from pika.spec import Basic
 
 from workqueue_operator.broker.channel import (
@@ -74,6 +79,9 @@ class TokenPublisher:
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
             self._opened = None
             raise ChannelLostError("the connection is closed") from error
+        except NoFreeChannels as error:
+            self._opened = None
+            raise ChannelLostError("the connection has no free channel") from error
         return await batch.done
 
     def _on_open(self, channel: Channel) -> None:

@@ -87,8 +87,8 @@ CONNECTING_AGAIN: Final = 10.0
 immediately when it is open, or could not be opened."""
 
 SLOW_SECONDS: Final = 0.25
-"""Seconds after which a pass that waits for declarations gives its place back. A healthy broker takes milliseconds
-for them."""
+"""Seconds after which a pass that waits for declarations gives its place back, unless the broker is busy. A healthy
+broker takes milliseconds for them."""
 
 BACKOFF: Final = (0.5, 60.0)
 """Seconds: the first and the longest pause after a pass that raised an error."""
@@ -138,6 +138,29 @@ class Dependencies:
     rates: RateFeeder
     metrics: Metrics
     on_fatal: Callable[[BaseException], None]
+
+
+class _Waiting:
+    """The wait of a pass for its declarations. It gives the place of the pass back, unless the broker is busy.
+
+    Further passes would make all of them slower on a busy broker, until their calls time out.
+    """
+
+    def __init__(self, clock: Clock, handle: BrokerHandle, release: Callable[[], None]) -> None:
+        self._clock = clock
+        self._handle = handle
+        self._release = release
+        self._timer = clock.call_later(SLOW_SECONDS, self._look)
+
+    def _look(self) -> None:
+        if self._handle.broker.is_busy:
+            self._timer = self._clock.call_later(SLOW_SECONDS, self._look)
+        else:
+            self._release()
+
+    def end(self) -> None:
+        """The declarations are made."""
+        self._timer.cancel()
 
 
 class Reconciler:
@@ -220,6 +243,7 @@ class Reconciler:
             self._report_unreadable(body, error)
             return None
         if workqueue.deleting:
+            parts.recurring.forget(workqueue.metadata.uid)
             again = await parts.finalizer.finalize(workqueue)
             state.failures = 0
             return again
@@ -314,6 +338,7 @@ class Reconciler:
         """Everything between reading the resource and reporting; None while the connection is being opened."""
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
+            parts.recurring.forget(workqueue.metadata.uid)
             parts.rates.leave(workqueue.key)
             await parts.brokers.leave(workqueue.key)
             parts.secrets.leave(workqueue.key)
@@ -340,7 +365,7 @@ class Reconciler:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
             return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
         on_wait = partial(parts.queue.release_place, workqueue.key)
-        slow = self._clock.call_later(SLOW_SECONDS, on_wait)
+        waiting = _Waiting(self._clock, handle, on_wait)
         try:
             queue = await self._declare(workqueue, state, handle)
             about_limit = await self._make_tokens(workqueue, state, handle)
@@ -350,7 +375,7 @@ class Reconciler:
                 handle.broker.remove_doorbell(workqueue.queue_name)
             return await self._without_depth(workqueue, state, problem, None)
         finally:
-            slow.cancel()
+            waiting.end()
         if about_limit is not None and queue.status == "True":
             queue = about_limit
         next_slot = parts.recurring.look(workqueue, handle.broker)

@@ -40,6 +40,15 @@ AGAIN_SECONDS: Final = 5.0
 LEDGER_SECONDS: Final = topology.LEDGER_MILLISECONDS / 1000 / 2
 """Seconds between two declarations of a ledger, so that RabbitMQ does not remove it while it is used."""
 
+LEDGER_AGAIN_SECONDS: Final = 60.0
+"""The same after RabbitMQ has not answered."""
+
+LEDGER_PATIENCE_SECONDS: Final = 30.0
+"""Seconds for which a new leader waits for a ledger that does not answer, such as on a frozen node. It ends before
+slots are missed."""
+
+_NO_ANSWER: Final = frozenset({Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE})
+
 LONGEST_WAIT_SECONDS: Final = 3600.0
 """A pass looks again at least this often, so that a clock that was set is noticed."""
 
@@ -49,15 +58,29 @@ class _Ledger(NamedTuple):
 
     Attributes:
         name: of its queue; empty if it could not be declared.
+        connection: over which it was declared: the broker and the number of its connections so far.
         until: when to declare it again, on the monotonic clock.
     """
 
     name: str
+    connection: tuple[Publishing, int]
     until: float
+
+
+class _Running(NamedTuple):
+    """The work for a WorkQueue, and the broker that it publishes to."""
+
+    task: asyncio.Task[None]
+    broker: Publishing
 
 
 class Publishing(Protocol):
     """The part of a broker that this module uses."""
+
+    @property
+    def generation(self) -> int:
+        """The number of connections so far. After a reconnect, RabbitMQ may have lost its queues."""
+        ...
 
     async def publish_in_turn(self, message: OwnMessage) -> None:
         """Publish and wait for the confirm. Raises NotPublishedError, UnconfirmedError or ReconcileError."""
@@ -68,7 +91,10 @@ class Publishing(Protocol):
         ...
 
     async def read_ledger(self, ledger: Queue) -> set[str]:
-        """Return the ids of the messages that were confirmed lately. Raises ReconcileError."""
+        """Return the ids of the messages that were confirmed lately.
+
+        Raises ReconcileError; with the reason BrokerTimeout if only the ledger does not answer.
+        """
         ...
 
 
@@ -98,7 +124,8 @@ class RecurringRunner:
         self._unrecorded: set[str] = set()
         self._ledgers: dict[str, _Ledger] = {}
         self._not_before: dict[str, float] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._silent_since: dict[str, float] = {}
+        self._running: dict[str, _Running] = {}
 
     def look(self, workqueue: WorkQueue, broker: Publishing) -> float | None:
         """Start the work that is due.
@@ -107,7 +134,13 @@ class RecurringRunner:
             The seconds until the next look; None if the end of the work, or a change, asks for it.
         """
         uid, entries = workqueue.metadata.uid, workqueue.spec.recurring
-        if uid in self._tasks or (not entries and not workqueue.status.recurring):
+        running = self._running.get(uid)
+        if running is not None:
+            if running.broker is not broker:
+                # The WorkQueue has left it, and its confirm may never come.
+                running.task.cancel()
+            return None
+        if not entries and not workqueue.status.recurring:
             return None
         pause = self._not_before.get(uid, 0.0) - self._clock.monotonic()
         if pause > 0:
@@ -119,18 +152,18 @@ class RecurringRunner:
             if None not in waits:
                 return min((wait for wait in waits if wait is not None), default=None)
         task = asyncio.create_task(self._work(workqueue, broker), name=f"recurring {workqueue.key}")
-        self._tasks[uid] = task
-        task.add_done_callback(lambda _: self._ended(workqueue))
+        self._running[uid] = _Running(task, broker)
+        task.add_done_callback(lambda ended: self._ended(workqueue, ended))
         return None
 
     def forget(self, uid: str) -> None:
-        """Forget a WorkQueue that was deleted, or that another operator serves."""
-        for known in (self._progress, self._unpublished, self._ledgers, self._not_before):
+        """Forget a WorkQueue that is suspended or deleted, or that another operator serves, and stop its work."""
+        for known in (self._progress, self._unpublished, self._ledgers, self._not_before, self._silent_since):
             known.pop(uid, None)
         self._unrecorded.discard(uid)
-        task = self._tasks.pop(uid, None)
-        if task is not None:
-            task.cancel()
+        running = self._running.pop(uid, None)
+        if running is not None:
+            running.task.cancel()
 
     async def stop(self, patience: float) -> None:
         """Wait until what is being published is recorded, and stop. The next leader names the rest.
@@ -138,15 +171,17 @@ class RecurringRunner:
         Args:
             patience: seconds to wait.
         """
-        tasks = list(self._tasks.values())
+        tasks = [running.task for running in self._running.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=patience)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _ended(self, workqueue: WorkQueue) -> None:
-        if self._tasks.pop(workqueue.metadata.uid, None) is not None:
+    def _ended(self, workqueue: WorkQueue, task: asyncio.Task[None]) -> None:
+        running = self._running.get(workqueue.metadata.uid)
+        if running is not None and running.task is task:
+            del self._running[workqueue.metadata.uid]
             self._enqueue(workqueue.key)
 
     def _wait(
@@ -309,17 +344,20 @@ class RecurringRunner:
     async def _declare_ledger(self, workqueue: WorkQueue, broker: Publishing) -> None:
         """Declare the ledger. Without it, what a killed leader was publishing is published again."""
         uid, now = workqueue.metadata.uid, self._clock.monotonic()
+        connection = (broker, broker.generation)
         known = self._ledgers.get(uid)
-        if known is not None and now < known.until:
+        if known is not None and known.connection == connection and now < known.until:
             return
         ledger = topology.ledger(workqueue.queue_name)
-        name = ledger.name
+        name, seconds = ledger.name, LEDGER_SECONDS
         try:
             await broker.declare_queue(ledger)
         except (QueueMissingError, ReconcileError) as problem:
             name = ""
+            if isinstance(problem, QueueMissingError) or problem.reason in _NO_ANSWER:
+                seconds = LEDGER_AGAIN_SECONDS
             logger.info("There is no ledger of recurring messages.", extra={"detail": str(problem)})
-        self._ledgers[uid] = _Ledger(name, now + LEDGER_SECONDS)
+        self._ledgers[uid] = _Ledger(name, connection, now + seconds)
 
     async def _clear_doubts(
         self, workqueue: WorkQueue, broker: Publishing, progress: dict[str, RecurringStatus]
@@ -332,10 +370,34 @@ class RecurringRunner:
         doubtful = [(one, one.publishing) for one in progress.values() if one.publishing is not None]
         if not doubtful:
             return
-        ids = await broker.read_ledger(topology.ledger(workqueue.queue_name))
+        ids = await self._read_ledger(workqueue, broker)
         for one, slot in doubtful:
             if slots.message_id(workqueue.metadata.name, one.name, slot) in ids:
                 progress[one.name] = slots.published(one, slot)
+
+    async def _read_ledger(self, workqueue: WorkQueue, broker: Publishing) -> set[str]:
+        """Read the ledger. After some time, one that does not answer counts as empty.
+
+        Raises:
+            ReconcileError: the ledger is unknown.
+        """
+        uid, ledger = workqueue.metadata.uid, topology.ledger(workqueue.queue_name)
+        now = self._clock.monotonic()
+        try:
+            ids = await broker.read_ledger(ledger)
+        except ReconcileError as problem:
+            if problem.reason is not Reason.BROKER_TIMEOUT:
+                self._silent_since.pop(uid, None)
+                raise
+            if now - self._silent_since.setdefault(uid, now) < LEDGER_PATIENCE_SECONDS:
+                raise
+            logger.warning(
+                "The ledger of recurring messages does not answer.",
+                extra={"queue": ledger.name, "detail": problem.message},
+            )
+            ids = set()
+        self._silent_since.pop(uid, None)
+        return ids
 
     # -- the record ----------------------------------------------------------------------------------
 

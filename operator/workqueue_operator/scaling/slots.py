@@ -79,7 +79,13 @@ def action(entry: Recurring, progress: RecurringStatus | None, now: datetime) ->
     now = now.astimezone(UTC)
     schedule = schedule_text(entry)
     if progress is not None and progress.publishing is not None:
-        return Publish(progress.publishing, uncertain=True)
+        slot = progress.publishing
+        if not entry.suspend:
+            return Publish(slot, uncertain=True)
+        left_out = RecurringStatus(
+            name=entry.name, schedule=schedule, slot=max(now, slot), published=progress.published
+        )
+        return Note(left_out, missed=(slot, slot))
     if progress is None or progress.schedule != schedule:
         # Slots before this moment belong to no schedule, or to another one.
         published = None if progress is None else progress.published

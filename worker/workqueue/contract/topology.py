@@ -637,14 +637,19 @@ def ledger(queue: str) -> Queue:
     """Return the declaration of the queue with the ids of recurring messages that RabbitMQ has just confirmed.
 
     A new leader reads it, if the one before has ended between the confirm and its record in the status.
+
+    Old ids go to a queue that does not exist. Otherwise a policy could send them to a dead-letter exchange.
     """
+    name = f"{queue}.recurring"
     return Queue(
-        f"{queue}.recurring",
+        name,
         {
             "x-queue-type": "classic",
             "x-max-length": LEDGER_LENGTH,
             "x-message-ttl": LEDGER_MILLISECONDS,
             "x-expires": LEDGER_MILLISECONDS,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": f"{name}.old",
         },
     )
 
