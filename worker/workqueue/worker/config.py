@@ -29,6 +29,7 @@ from workqueue.contract.topology import (
     QueueSettings,
     QueueType,
     RetryBackoff,
+    check_queue_name,
 )
 from workqueue.contract.worker_api import (
     DEFAULT_STARTUP_TIMEOUT_SECONDS,
@@ -184,8 +185,8 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
                 else ""
             )
         )
-    elif len(queue.encode()) > LONGEST_QUEUE_NAME_BYTES:
-        reader.mistakes.append(f"The queue's name is longer than {LONGEST_QUEUE_NAME_BYTES} bytes.")
+    else:
+        reader.check_queue_name(queue)
     queue_type = reader.read("queue_type", Variable.QUEUE_TYPE, QueueType.QUORUM, _queue_type)
     exchange = reader.text("exchange", Variable.EXCHANGE)
     declare = reader.read("declare", Variable.DECLARE, False, _boolean)
@@ -365,7 +366,8 @@ class _Reader:
         url = flag_url or (None if folder_text else self._environment.get(Variable.URL)) or None
         if flag_url and flag_folder:
             self.mistakes.append("Use either --url or --binding, not both.")
-        folder = Path(folder_text) if folder_text else None
+        # Read again at each connection: a handler may change the working directory.
+        folder = Path(folder_text).absolute() if folder_text else None
         if url is None and folder is None:
             folder = self._service_binding()
         try:
@@ -382,12 +384,25 @@ class _Reader:
         if not root:
             return None
         types = sorted(Path(root).glob("*/type"))
-        found = [file.parent for file in types if file.read_text(encoding="utf-8").strip() == "rabbitmq"]
+        try:
+            found = [file.parent for file in types if file.read_bytes().strip().lower() == b"rabbitmq"]
+        except OSError as error:
+            self.mistakes.append(f"SERVICE_BINDING_ROOT cannot be read: {error}.")
+            return None
         if len(found) > 1:
             self.mistakes.append(
                 f"SERVICE_BINDING_ROOT {root} has {len(found)} RabbitMQ bindings; choose with --binding."
             )
         return found[0] if len(found) == 1 else None
+
+    def check_queue_name(self, queue: str) -> None:
+        """Add a mistake if no work queue can have this name."""
+        try:
+            check_queue_name(queue)
+        except UnicodeError:
+            self.mistakes.append(f"The queue's name {queue!r} is not UTF-8.")
+        except ValueError:
+            self.mistakes.append(f"The queue's name is longer than {LONGEST_QUEUE_NAME_BYTES} bytes.")
 
     def _command(self) -> list[str] | None:
         text = self._environment.get(Variable.HANDLER_EXEC)
@@ -408,6 +423,12 @@ class _Reader:
         try:
             parts = urlsplit(url)
             good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+            path = parts.path + parts.query
+            if good and (not path.isascii() or not path.isprintable() or " " in path):
+                self.mistakes.append(
+                    f"The handler's URL is {url!r}; write characters in it that are not ASCII, and spaces, as %20 and"
+                    " so on."
+                )
         except ValueError:
             good = False
         if not good:
