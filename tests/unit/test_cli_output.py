@@ -96,6 +96,16 @@ def test_time_without_end_is_refused() -> None:
     assert workqueue("dead", "list", "--queue", "q", "--older-than", "999999999d").code == 2
 
 
+@pytest.mark.parametrize("option", [["--delay", "5"], ["--declare"]], ids=["delay", "declare"])
+def test_queue_that_no_worker_could_have_is_refused(option: list[str]) -> None:
+    done = workqueue("send", "--queue", "q" * 240, *option, "x", url="amqp://127.0.0.1:1")
+
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        "workqueue send: error: The name of the queue has 240 bytes; a work queue's has at most 230.",
+    )
+
+
 def test_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)

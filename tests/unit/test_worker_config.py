@@ -212,6 +212,12 @@ WRONG = {
         "until you stop it",
     ),
     "a name that is no text": (["a:b", "--queue", os.fsdecode(b"\xff")], {}, "is not UTF-8"),
+    "an exchange that is no text": (["a:b", "--exchange", os.fsdecode(b"\xff")], {}, "is not UTF-8"),
+    "a limit with a long name": (
+        ["a:b", "--limit-queue", "q" * 256],
+        {},
+        "--limit-queue is longer than 255 bytes",
+    ),
     "a URL with a space": (
         ["--http", "http://localhost:8080/a b"],
         {},

@@ -44,6 +44,9 @@ from workqueue.worker.handlers.outcome import RetryPolicy
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")
 MAX_CONCURRENCY: Final = 1_000
+LONGEST_NAME_BYTES: Final = 255
+"""AMQP's limit for the name of a queue or an exchange."""
+
 LONGEST_SECONDS: Final = 30 * 86_400.0
 UNITS: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -248,6 +251,13 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         hears_cancels=True,
         limit_rate_queue=reader.text("limit_rate_queue", Variable.LIMIT_RATE_QUEUE),
     )
+    for flag, name in (
+        ("exchange", exchange),
+        ("dead-letter-queue", config.queue_settings.dead_letter_queue),
+        ("limit-queue", config.limit_queue),
+        ("limit-rate-queue", config.limit_rate_queue),
+    ):
+        reader.check_name(flag, name or "")
     if queue and config.queue_settings.dead_letter_queue == queue:
         reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")
     _check_recycling(reader, config)
@@ -403,6 +413,16 @@ class _Reader:
             self.mistakes.append(f"The queue's name {queue!r} is not UTF-8.")
         except ValueError:
             self.mistakes.append(f"The queue's name is longer than {LONGEST_QUEUE_NAME_BYTES} bytes.")
+
+    def check_name(self, flag: str, name: str) -> None:
+        """Add a mistake if AMQP cannot carry a name: RabbitMQ would never be asked."""
+        try:
+            size = len(name.encode())
+        except UnicodeError:
+            self.mistakes.append(f"--{flag} {name!r} is not UTF-8.")
+            return
+        if size > LONGEST_NAME_BYTES:
+            self.mistakes.append(f"--{flag} is longer than {LONGEST_NAME_BYTES} bytes.")
 
     def _command(self) -> list[str] | None:
         text = self._environment.get(Variable.HANDLER_EXEC)
