@@ -224,7 +224,7 @@ def load_handler(config: RunConfig, signals: Signals, closers: list[Callable[[],
 
             replies = Replies(config.read_binding, f"{config.queue} replies")
             closers.append(replies.close)
-            with _time_limit(config, name):
+            with _time_limit(config, name), signals.loading(lambda: leave(ExitCode.DONE, *closers)):
                 handler = python.load(name, config.retry, replies)
                 if handler.lifespan is not None and not handler.is_async:
                     handler.lifespan.open()
