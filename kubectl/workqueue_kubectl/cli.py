@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import Final
 
 from workqueue import __version__
+from workqueue.cli import output
+from workqueue.cli.main import open_missing_streams
 from workqueue.contract.errors import WorkerError
 from workqueue_kubectl.cluster import Cluster
 from workqueue_kubectl.errors import PluginError
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; defaults to that of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_missing_streams()
     ours, rest = split(words)
     parser = build(command for command in rest if not command.startswith("-"))
     parsed = parser.parse_args(rest)
@@ -91,7 +94,7 @@ def _say_yaml(document: str) -> None:
     import yaml
 
     if document:
-        sys.stdout.write(yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True))
+        output.write(yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True))
 
 
 def _run(ours: argparse.Namespace, parsed: argparse.Namespace) -> int:

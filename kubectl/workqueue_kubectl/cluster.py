@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from workqueue_operator.names import (
 
 AT_ONCE: Final = 8
 _RESOURCE: Final = f"{PLURAL}.{GROUP}"
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Cluster:
 
     def found(self, name: str) -> Found:
         """Return one WorkQueue, and when its status was written. Raises as `workqueue`."""
+        _check_name(name)
         try:
             body = self.kubectl.get(f"/apis/{API_VERSION}/namespaces/{self.namespace}/{PLURAL}/{name}")
         except NotFoundError as error:
@@ -120,6 +123,7 @@ class Cluster:
         Raises:
             PluginError: it does not exist, or the API server refuses the change.
         """
+        _check_name(name)
         try:
             self.kubectl.merge(self.namespace, _RESOURCE, name, {"spec": spec})
         except NotFoundError:
@@ -178,6 +182,19 @@ class Cluster:
                 f"permission to get it: {error}"
             ) from error
         return from_mapping(_decoded(secret.get("data") or {}), f"The Secret {name!r}")
+
+
+def _check_name(name: str) -> None:
+    """Check a name before it becomes part of a path.
+
+    Raises:
+        PluginError: no object can have it.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise PluginError(
+            f"{name!r} cannot be the name of a WorkQueue. Give the name alone, as in the column NAME of"
+            " `kubectl get wq`."
+        )
 
 
 def _status_written(body: Object) -> datetime | None:

@@ -59,7 +59,13 @@ class Kubectl:
             KubectlError: the API server refused, or is unreachable.
         """
         question = f"?{urlencode(query)}" if query else ""
-        answer: Object = json.loads(self._run("get", f"--raw={path}{question}"))
+        text = self._run("get", f"--raw={path}{question}")
+        try:
+            answer: Object = json.loads(text)
+        except ValueError as error:
+            raise KubectlError(
+                f"The API server, or a proxy before it, has answered {path} with something else than JSON."
+            ) from error
         return answer
 
     def merge(self, namespace: str, resource: str, name: str, patch: Object) -> None:

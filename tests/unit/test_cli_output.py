@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.support.commands import COMMAND, environment, workqueue
+from workqueue.amqp.outgoing import Outgoing
 from workqueue.cli import output
+from workqueue.cli.message_sources import InputError, from_arguments
 from workqueue.contract import durations
 
 HEAD = ("ID", "MESSAGE")
@@ -82,3 +88,55 @@ def test_measured_duration_has_a_fitting_unit(seconds: float, text: str) -> None
 )
 def test_age_is_shown_like_kubectl(seconds: int, text: str) -> None:
     assert durations.age(seconds) == text
+
+
+def test_time_without_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="'999999999d' is longer than 36500d"):
+        durations.duration("999999999d")
+    assert workqueue("dead", "list", "--queue", "q", "--older-than", "999999999d").code == 2
+
+
+@pytest.mark.parametrize("option", [["--delay", "5"], ["--declare"]], ids=["delay", "declare"])
+def test_queue_that_no_worker_could_have_is_refused(option: list[str]) -> None:
+    done = workqueue("send", "--queue", "q" * 240, *option, "x", url="amqp://127.0.0.1:1")
+
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        "workqueue send: error: The name of the queue has 240 bytes; a work queue's has at most 230.",
+    )
+
+
+def test_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            output.say("text")
+
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "The output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"], ids=["stdin", "stdout", "stderr"])
+def test_standard_streams_may_be_closed(closed: str) -> None:
+    command = f"{shlex.join([*COMMAND, 'send', '--queue', 'q', '--stdin', '--timeout', '1'])} {closed}"
+
+    done = subprocess.run(
+        command,
+        shell=True,
+        env=environment("amqp://127.0.0.1:1"),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    if closed != "2>&-":
+        assert "cannot be used" in done.stderr
+
+
+def test_message_that_is_no_text_is_named() -> None:
+    with pytest.raises(InputError, match="message 2 is not UTF-8"):
+        list(from_arguments(["a", os.fsdecode(bytes([255]))], Outgoing("q", b"")))

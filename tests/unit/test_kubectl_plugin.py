@@ -455,6 +455,24 @@ def test_cancel_uses_the_queue_of_the_workqueue(monkeypatch: pytest.MonkeyPatch)
     assert (arguments.queue, arguments.ids, arguments.discard) == ("pictures", ["one", "two"], True)
 
 
+@pytest.mark.parametrize("name", ["workqueue.workqueue.dev/mail", "../pods", "", "Mail"])
+@pytest.mark.parametrize("command", ["status", "pause"])
+def test_name_that_no_workqueue_can_have_is_refused(
+    command: str, name: str, fake_kubectl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, name]) == 1
+    assert f"{name!r} cannot be the name of a WorkQueue" in capsys.readouterr().err
+
+
+def test_answer_that_is_not_json_is_a_sentence(
+    fake_kubectl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_kubectl.write_text("#!/bin/sh\necho '<html>Sign in</html>'\n")
+
+    assert cli.main(["top", "-A"]) == 1
+    assert "with something else than JSON" in capsys.readouterr().err
+
+
 def test_unknown_recurring_message_names_those_that_exist() -> None:
     found = workqueue(recurring=[{"name": "nightly", "everySeconds": 60}])
     cluster: Any = SimpleNamespace(workqueue=lambda _: found)

@@ -1,12 +1,15 @@
 """Orders of frames that a real RabbitMQ does not send on demand: returns, and nacks on a closing channel."""
 
+import threading
+import time
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
 from pika import BasicProperties, frame, spec
 from pika.exceptions import ChannelClosedByClient
 
-from workqueue.amqp.errors import Refused, Returned
+from workqueue.amqp.errors import NotSent, Refused, Returned, Unencodable
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_url
@@ -74,3 +77,55 @@ def test_refusal_on_closing_channel_is_left_to_the_close():
     assert publisher._channel is None
     assert not publisher._late
     publisher.connection.loop.close()
+
+
+ENDLESS: dict[str, object] = {}
+ENDLESS["itself"] = ENDLESS
+
+UNENCODABLE = {
+    "queue-that-is-no-text": Outgoing(7, b""),
+    "header-that-is-no-number": Outgoing("jobs", b"", headers={"a": Decimal("NaN")}),
+    "header-that-contains-itself": Outgoing("jobs", b"", headers=ENDLESS),
+}
+
+
+@pytest.mark.parametrize("outgoing", UNENCODABLE.values(), ids=UNENCODABLE)
+def test_message_that_cannot_be_encoded_fails_and_costs_no_other(outgoing):
+    publisher = publisher_on(SimpleNamespace())
+    futures = [publisher.publish(one) for one in (Outgoing("jobs", b""), outgoing, Outgoing("jobs", b""))]
+    publisher.connection.loop.run_once(0)
+    publisher.connection.loop.close()
+
+    publisher._on_confirm(frame.Method(1, spec.Basic.Ack(2, multiple=True)))
+
+    assert futures[0].result(0) is None
+    assert isinstance(futures[1].exception(0), Unencodable)
+    assert futures[2].result(0) is None
+
+
+def test_interrupted_thread_does_not_keep_the_others_waiting_at_the_end():
+    publisher = PublishPipeline(lambda: from_url("amqp://127.0.0.1:1"), "test").start()
+    errors = []
+
+    def publish():
+        try:
+            publisher.publish_and_wait(Outgoing("jobs", b""))
+        except NotSent as error:
+            errors.append(error)
+
+    # An interrupted thread no longer waits for its lock.
+    gone = threading.Lock()
+    gone.acquire()
+    publisher.publish_then(Outgoing("jobs", b""), lambda _error: publisher._answered.append(gone))
+    threads = [threading.Thread(target=publish, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while publisher.pending < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    publisher.close(0)
+    for thread in threads:
+        thread.join(10)
+
+    assert len(errors) == 3

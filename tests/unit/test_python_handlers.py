@@ -314,6 +314,37 @@ def test_import_that_raises_is_a_load_error(
         python.load("exits_at_import:handle")
 
 
+class Proxy:
+    """Like Flask's `current_app`: every attribute is that of an object that does not exist now."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("Working outside of application context.")
+
+
+def test_module_may_contain_an_object_that_raises_for_every_attribute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = ModuleType("handler_of_a_user")
+    vars(module).update(current_app=Proxy(), handle=lambda message: message.body)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    assert python.load("handler_of_a_user:handle").name == "handler_of_a_user:handle"
+
+
+def test_handler_that_raises_for_every_attribute_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class App(Proxy):
+        def __call__(self, message: Message) -> None: ...
+
+    module = ModuleType("handler_of_a_user")
+    vars(module).update(handle=App())
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    with pytest.raises(HandlerLoadError, match="cannot be loaded: RuntimeError: Working outside"):
+        python.load("handler_of_a_user:handle")
+
+
 def test_module_attribute_that_raises_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("handler_of_a_user")
 

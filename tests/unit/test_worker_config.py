@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -210,6 +211,19 @@ WRONG = {
         {},
         "until you stop it",
     ),
+    "a name that is no text": (["a:b", "--queue", os.fsdecode(b"\xff")], {}, "is not UTF-8"),
+    "an exchange that is no text": (["a:b", "--exchange", os.fsdecode(b"\xff")], {}, "is not UTF-8"),
+    "a limit with a long name": (
+        ["a:b", "--limit-queue", "q" * 256],
+        {},
+        "--limit-queue is longer than 255 bytes",
+    ),
+    "a URL with a space": (
+        ["--http", "http://localhost:8080/a b"],
+        {},
+        "write characters in it that are not ASCII",
+    ),
+    "a URL with an umlaut": (["--http", "http://localhost:8080/jöbs"], {}, "write characters in it"),
     "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 230 bytes"),
 }
 
@@ -241,6 +255,35 @@ def test_delays_come_from_delays_or_backoff(
 
 def test_all_mistakes_are_reported_together() -> None:
     assert len(mistakes("a", "--concurrency", "x", "--timeout", "y")) == 4
+
+
+def test_folder_of_the_binding_does_not_follow_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "uri").write_text("amqp://u:p@broker/v")
+    monkeypatch.chdir(tmp_path)
+    config = read(*GOOD, "--binding", "secret")
+
+    monkeypatch.chdir("/")
+
+    assert config.read_binding().virtual_host == "v"
+
+
+@pytest.mark.parametrize("kind", [b"RabbitMQ", b"\xff"], ids=["capitals", "bytes"])
+def test_type_of_a_service_binding_may_be_anything(kind: bytes, tmp_path: Path) -> None:
+    for name, content in (("broker", b"rabbitmq"), ("other", kind)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "type").write_bytes(content)
+        (tmp_path / name / "uri").write_text("amqp://u:p@broker/v")
+
+    if kind == b"RabbitMQ":
+        assert (
+            "2 RabbitMQ bindings" in mistakes(*GOOD, environment={"SERVICE_BINDING_ROOT": str(tmp_path)})[0]
+        )
+    else:
+        config = read(*GOOD, environment={"SERVICE_BINDING_ROOT": str(tmp_path)})
+        assert config.read_binding().virtual_host == "v"
 
 
 def test_service_binding_is_found_by_its_type(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 
@@ -17,6 +18,19 @@ from workqueue.contract.properties import Properties
 from workqueue.message import Cancellation
 
 TEXT = st.text(max_size=8)
+
+
+async def test_waiting_in_a_loop_keeps_nothing() -> None:
+    cancelled = Cancellation()
+
+    for _ in range(3):
+        assert not cancelled.wait(0.001)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(cancelled, 0.001)
+
+    assert not cancelled._callbacks
+
+
 OTHER_HEADERS = st.dictionaries(TEXT.filter(lambda name: not name.startswith("x-")), st.integers() | TEXT)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
 from workqueue import Reject, Retry
 from workqueue.contract.errors import UndecodableError
 from workqueue.contract.topology import LONGEST_DELAY_SECONDS, Jitter
+from workqueue.worker.executors import frames
 from workqueue.worker.handlers.outcome import (
     ACK,
     MESSAGE_CHARACTERS,
@@ -165,6 +167,52 @@ def test_long_failure_texts_are_cut() -> None:
     failure = failure_of(caught.value)
     assert len(failure.message) <= MESSAGE_CHARACTERS + 3
     assert len(failure.traceback) <= TRACEBACK_CHARACTERS
+
+
+class Throttled(Retry):
+    """A retry of a user, who does not call `super().__init__`."""
+
+    def __init__(self, after: object = None) -> None:
+        if after is not None:
+            self.after = after  # type: ignore[assignment]
+
+
+class ParserError(SyntaxError):
+    """An exception whose attributes are not what Python expects."""
+
+    def __init__(self) -> None:
+        super().__init__("no such word")
+        self.lineno = self.offset = self.end_offset = "seven"  # type: ignore[assignment]
+        self.text = "a line"
+
+
+ODD: dict[str, tuple[BaseException, float]] = {
+    "retry-without-super": (Throttled(), 1),
+    "retry-with-a-delay-that-is-text": (Throttled("5"), 1),
+    "retry-after-more-than-a-float-holds": (Retry(after=2**2000), LONGEST_DELAY_SECONDS),
+    "retry-after-less-than-a-float-holds": (Retry(after=-(2**2000)), 1),
+    "exception-with-odd-attributes": (ParserError(), 1),
+    "group-of-exits": (BaseExceptionGroup("", [SystemExit(1)]), 1),
+}
+
+
+@pytest.mark.parametrize(("error", "seconds"), ODD.values(), ids=ODD)
+def test_odd_exception_is_a_failed_attempt_like_any_other(error: BaseException, seconds: float) -> None:
+    decided = verdict(error, 1, POLICY, 0.0)
+    assert isinstance(decided, RetryLater)
+    assert decided.seconds == seconds
+
+    (frame,) = frames.unpack(bytearray(frames.pack_outcome(7, error)))
+    from_process = verdict(frames.unpack_outcome(frame.fields), 1, POLICY, 0.0)
+    assert isinstance(from_process, RetryLater)
+    assert from_process.seconds == seconds
+
+
+def test_failure_text_can_always_be_a_header() -> None:
+    failure = failure_of(ValueError(f"no such file: {os.fsdecode(bytes([255]))}"))
+
+    assert failure.message == "ValueError: no such file: \\udcff"
+    assert failure.traceback.encode()
 
 
 def test_retry_and_reject_have_no_traceback() -> None:

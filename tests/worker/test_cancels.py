@@ -391,6 +391,17 @@ def test_broker_without_streams_is_named(vhost: VirtualHost) -> None:
         publisher.cancel("one", queue="jobs")
 
 
+def test_worker_that_ends_reports_no_problem(vhost: VirtualHost, workers: Workers) -> None:
+    declare(vhost)
+    cancel(vhost, "one")
+    worker = workers.start(vhost.url).wait_consuming()
+
+    worker.process.terminate()
+
+    assert worker.process.wait(30) == 0
+    assert [entry for entry in worker.log_entries if entry["level"] != "info"] == []
+
+
 def test_async_publisher_cancels(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
 

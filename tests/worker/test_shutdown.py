@@ -118,12 +118,40 @@ def test_thread_of_unloadable_module_does_not_keep_process_alive(workers: Worker
     assert worker.wait() == 3
 
 
-def test_third_signal_ends_the_process_immediately(workers: Workers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+def test_worker_that_loads_its_handler_ends_with_the_first_signal(
+    workers: Workers, tmp_path: Path, number: signal.Signals
+) -> None:
     (tmp_path / "slow.py").write_text(
         f"import pathlib, time\npathlib.Path({str(tmp_path / 'importing')!r}).touch()\ntime.sleep(600)\n"
     )
-    worker = workers.start(None, handler="slow:handle", environment={"PYTHONPATH": f"{tmp_path}:worker"})
+    worker = workers.start(
+        None, *IN_THREADS, handler="slow:handle", environment={"PYTHONPATH": f"{tmp_path}:worker"}
+    )
     eventually((tmp_path / "importing").exists)
+
+    worker.signal(number)
+
+    assert worker.wait() == 0
+
+
+def test_handler_that_sets_signal_handlers_does_not_keep_the_worker_from_ending(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    (tmp_path / "deaf.py").write_text(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ndef handle(message): ...\n"
+    )
+    worker = workers.start(
+        vhost.url, *IN_THREADS, handler="deaf:handle", environment={"PYTHONPATH": f"{tmp_path}:worker"}
+    ).wait_consuming()
+
+    assert worker.stop() == 0
+
+
+def test_third_signal_ends_the_process_immediately(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, *IN_THREADS).wait_consuming()
+    publish(vhost, {"id": "long", "do": "sleep", "seconds": 600})
+    eventually(lambda: worker.events_of("start") == ["long"])
 
     def interrupt_again() -> bool:
         worker.signal(signal.SIGINT)  # signals of one kind merge until Python has seen them

@@ -51,7 +51,9 @@ class Hooks(NamedTuple):
 def find(modules: Iterable[ModuleType]) -> Hooks:
     """Return the marked functions of the modules. A function with two names is returned once."""
     # By identity, since a callable object may not be hashable.
-    found = {id(value): value for module in modules for value in vars(module).values() if _kind(value)}
+    # A copy, since a thread of the user may set a variable of its module meanwhile.
+    members = [value for module in modules for value in list(vars(module).values())]
+    found = {id(value): value for value in members if _kind(value)}
     values = list(found.values())
     return Hooks(
         tuple(value for value in values if _kind(value) == "lifespan"),
@@ -71,6 +73,10 @@ def _marked(function: F, kind: str) -> F:
 
 
 def _kind(value: Any) -> str | None:
-    # Not getattr: a module may contain objects that have every attribute, such as mocks.
-    kind = getattr(value, "__dict__", {}).get(_MARK)
+    # Not getattr: a module may contain objects that have every attribute, such as mocks, and some that raise when
+    # asked for one, such as Flask's `current_app` outside of an application.
+    try:
+        kind = object.__getattribute__(value, "__dict__").get(_MARK)
+    except Exception:  # noqa: BLE001 - whatever it raises, it is not marked
+        return None
     return kind if isinstance(kind, str) else None

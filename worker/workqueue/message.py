@@ -35,6 +35,10 @@ class Retry(Exception):  # noqa: N818 - it is a request, not an error
         TypeError: `after` is not a number.
     """
 
+    # For a subclass that does not call `super().__init__`.
+    after: float | None = None
+    counts: bool = True
+
     def __init__(self, after: float | None = None, reason: str = "", *, counts: bool = True) -> None:
         if after is not None and not isinstance(after, (int, float)):
             raise TypeError(f"Retry(after=...) is a number of seconds, not a {type(after).__name__}.")
@@ -99,7 +103,10 @@ class Cancellation:
         if not self._set:
             event = threading.Event()
             self.on_set(event.set)
-            event.wait(timeout)
+            try:
+                event.wait(timeout)
+            finally:
+                self._forget(event.set)
         return self._set
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -112,7 +119,16 @@ class Cancellation:
             loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
 
         self.on_set(wake)
-        yield from future.__await__()
+        try:
+            yield from future.__await__()
+        finally:
+            self._forget(wake)
+
+    def _forget(self, callback: Callable[[], None]) -> None:
+        """Do not call a callback any more: a handler may wait many times in a loop."""
+        with self._lock:
+            if self._callbacks and callback in self._callbacks:
+                self._callbacks.remove(callback)
 
 
 class Reply(NamedTuple):

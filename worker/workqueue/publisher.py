@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import numbers
 import os
 import threading
 import time
@@ -36,6 +37,7 @@ from workqueue.worker import tracing
 LONGEST_EXPIRY_SECONDS: Final = 4_294_967
 """RabbitMQ's limit for the expiration of a message: 32 bits of milliseconds."""
 
+LONGEST_TIMEOUT_SECONDS: Final = 86_400
 CLOSE_SECONDS: Final = 3.0
 
 
@@ -68,6 +70,8 @@ class Options(TypedDict, total=False):
 
 
 OPTIONS: Final = frozenset(Options.__annotations__)
+_DESTINATION: Final = ("queue", "exchange", "routing_key")
+_TEXTS: Final = ("message_id", "content_type", "reply_to", "correlation_id")
 PROPERTIES: Final = (OPTIONS & set(Outgoing._fields)) - {"routing_key"}
 """Options that are fields of the message under the same name, besides its destination."""
 
@@ -110,11 +114,16 @@ class _Base:
     ) -> None:
         if url is not None and binding is not None:
             raise ValueError("Give a URL or a binding, not both.")
+        _require_number("timeout_seconds", timeout_seconds)
+        if not 0 < timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
+            raise ValueError(
+                f"timeout_seconds is {timeout_seconds}; it must be above 0, up to {LONGEST_TIMEOUT_SECONDS} (a day)."
+            )
         self._source: Callable[[], Binding]
         if url is not None:
             self._source = partial(from_url, url)
         elif binding is not None:
-            self._source = partial(from_folder, Path(binding))
+            self._source = partial(from_folder, Path(binding).absolute())
         else:
             self._source = from_environment(os.environ)
         self._source()
@@ -531,18 +540,21 @@ def _check_many(options: Options) -> None:
 
 
 def _check(options: Options) -> None:
-    if options.get("queue") and len(options) == 1:  # the most common form
+    queue = options.get("queue")
+    if queue and isinstance(queue, str) and len(options) == 1:  # the most common form
         return
     if not options.keys() <= OPTIONS:
         unknown = ", ".join(sorted(options.keys() - OPTIONS))
         raise TypeError(f"Unknown options: {unknown}. The options are {', '.join(Options.__annotations__)}.")
-    queue, exchange = options.get("queue"), options.get("exchange")
+    _check_types(options)
+    exchange = options.get("exchange")
     if (not queue) == (not exchange):
         raise ValueError("Give a queue or an exchange.")
     if queue and options.get("routing_key"):
         raise ValueError("routing_key goes with exchange. A message to a queue has none.")
     delay, priority = options.get("delay"), options.get("priority")
     if delay is not None:
+        _require_number("delay", delay)
         if not queue:
             raise ValueError("delay goes with queue.")
         if "expires" in options:
@@ -551,9 +563,30 @@ def _check(options: Options) -> None:
             raise ValueError(
                 f"delay is {delay}; it must be from 0 to {topology.LONGEST_DELAY_SECONDS} seconds (30 days)."
             )
+        topology.check_queue_name(queue)
     if priority is not None and not 0 <= priority <= HIGHEST_PRIORITY:
         raise ValueError(f"priority is {priority}; it must be from 0 to {HIGHEST_PRIORITY}.")
-    if "expires" in options and not 0 < options["expires"] <= LONGEST_EXPIRY_SECONDS:
-        raise ValueError(
-            f"expires is {options['expires']}; it must be above 0, up to {LONGEST_EXPIRY_SECONDS} seconds."
-        )
+    if "expires" in options:
+        _require_number("expires", options["expires"])
+        if not 0 < options["expires"] <= LONGEST_EXPIRY_SECONDS:
+            raise ValueError(
+                f"expires is {options['expires']}; it must be above 0, up to {LONGEST_EXPIRY_SECONDS} seconds."
+            )
+
+
+def _check_types(options: Mapping[str, Any]) -> None:
+    for names, kinds, what in (
+        (_DESTINATION, str, "text"),
+        (_TEXTS, (str, bytes), "text"),
+        (("headers",), Mapping, "a mapping, such as a dict"),
+        (("priority",), numbers.Integral, "a whole number"),
+    ):
+        for name in names:
+            value = options.get(name)
+            if value is not None and not isinstance(value, kinds):
+                raise TypeError(f"{name} is of the type {type(value).__qualname__}; it must be {what}.")
+
+
+def _require_number(name: str, value: object) -> None:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is of the type {type(value).__qualname__}; it must be a number of seconds.")

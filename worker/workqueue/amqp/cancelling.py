@@ -21,6 +21,7 @@ def check(message_ids: Sequence[str], queue: str) -> None:
     """
     if not queue:
         raise ValueError("Give the work queue of the message.")
+    topology.check_queue_name(queue)
     if not message_ids:
         raise ValueError("Give the id of at least one message.")
     for message_id in message_ids:

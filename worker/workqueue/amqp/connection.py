@@ -347,6 +347,11 @@ class Connection:
             self._pika.close()
 
     def _on_callback_error(self, error: Exception) -> None:
+        if self._closing and not self._is_open:
+            # pika 1.4 fails when a connection is closed before it is open: it takes a class for an exception.
+            self.abort(CLOSED)
+            self._done.set()
+            return
         # The failure may have left pika in any state. Only a new connection is known to be good.
         logger.error("An I/O callback failed; connecting again.", exc_info=error)
         self.abort(f"an I/O callback failed: {error!r}")

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import struct
 import threading
 import time
 import uuid
@@ -27,7 +26,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
-import pika.exceptions
+import pika
 
 from workqueue.amqp.connection import Connection
 from workqueue.amqp.declaration import Declaration
@@ -69,7 +68,6 @@ _WAKING_BATCH: Final = 32
 """While threads wake, so many messages are sent at once: RabbitMQ then works on them while the other threads wake."""
 
 _CLOSED: Final = "the publisher was closed"
-_UNENCODABLE: Final = (pika.exceptions.AMQPError, AttributeError, TypeError, ValueError, struct.error)
 
 logger = logging.getLogger(__name__)
 
@@ -422,7 +420,7 @@ class PublishPipeline:
                 data = pending.outgoing.encode(
                     self._channel.channel_number, self._frame_max, pending.message_id, now
                 )
-            except _UNENCODABLE as error:
+            except Exception as error:  # noqa: BLE001 - the caller's values raise what they like
                 self._settle([pending], Unencodable, str(error) or repr(error))
                 continue
             self._unconfirmed[self._next_tag] = pending
@@ -541,6 +539,8 @@ class PublishPipeline:
         waiting = list(self._outbox)
         self._outbox.clear()
         self._settle(waiting, NotSent, reason)
+        while self._answered:  # the thread that was to wake the next may have been interrupted
+            self._wake_next()
         for declaration in list(self._declarations):
             declaration.fail(BrokerError(f"Nothing was declared: {reason}."))
 

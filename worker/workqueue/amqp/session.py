@@ -155,7 +155,7 @@ class Session:
                 channel.add_callback(
                     lambda _: _tell(self._got, None), [pika.spec.Basic.GetEmpty], one_shot=False
                 )
-            ask(channel, answer)
+            _send(ask, channel, answer)
 
         def on_closed(channel: Any, error: BaseException) -> None:
             code = getattr(error, "reply_code", 0)
@@ -175,13 +175,11 @@ class Session:
                 return
             try:
                 if keep_channel and self._channel is not None:
-                    ask(self._channel, answer)
+                    _send(ask, self._channel, answer)
                 else:
                     self._connection.channel(on_open)
             except BrokerError as error:
                 _fail(answer, str(error))
-            except pika.exceptions.AMQPError as error:
-                _fail(answer, f"RabbitMQ refused: {describe(error)}.")
 
         self._connection.call(begin)
         try:
@@ -232,6 +230,13 @@ def wait_until_open(
         if time.monotonic() > deadline:
             raise UnreachableError(f"RabbitMQ at {binding.display} has not answered for {timeout:g} s.")
         time.sleep(0.005)
+
+
+def _send(ask: Callable[[Any, Future[T]], None], channel: Any, answer: Future[T]) -> None:
+    try:
+        ask(channel, answer)
+    except (pika.exceptions.AMQPError, UnicodeError) as error:  # such as a name that is too long
+        _fail(answer, f"RabbitMQ cannot be asked: {describe(error)}.")
 
 
 def _tell(answer: Future[T], value: T) -> None:

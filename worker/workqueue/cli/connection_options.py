@@ -66,4 +66,4 @@ def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ca
         raise BindingError("Give --url or --binding, not both.")
     if url:
         return partial(from_url, url)
-    return partial(from_folder, folder) if folder else from_environment(environment)
+    return partial(from_folder, folder.absolute()) if folder else from_environment(environment)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: instead of the process's own, for tests.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_missing_streams()
     # argparse makes a formatter for each flag. Without a width each one asks the terminal, which needs shutil.
     width = None if {"-h", "--help"} & {*words} else USAGE_CHARACTERS
     parser = argparse.ArgumentParser(
@@ -77,3 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def open_missing_streams() -> None:
+    """Open the standard streams that the parent process has closed, as on /dev/null.
+
+    Python sets a missing one to None. A socket could also get its descriptor, and then text that is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)  # as the others, for commands that handle messages
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))

@@ -40,7 +40,11 @@ class Item(NamedTuple):
 def from_arguments(words: Iterable[str], template: Outgoing) -> Iterator[Item]:
     """Yield one message per word."""
     for number, word in enumerate(words, 1):
-        yield Item(f"message {number}", _with_body(template, word.encode(), TEXT))
+        try:
+            body = word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"message {number} is not UTF-8. Use --stdin or --files.") from None
+        yield Item(f"message {number}", _with_body(template, body, TEXT))
 
 
 def from_lines(lines: Iterable[bytes], template: Outgoing) -> Iterator[Item]:

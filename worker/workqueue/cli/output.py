@@ -23,11 +23,19 @@ _KEPT: Final = "\n\t"
 
 def say(text: str) -> None:
     """Write a line to standard output."""
+    write(f"{escaped(text, keep=_KEPT)}\n")
+
+
+def write(text: str) -> None:
+    """Write text that has no control characters to standard output. Ends the process if that is impossible."""
     try:
-        sys.stdout.write(f"{escaped(text, keep=_KEPT)}\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # such as `| head`
+    except OSError as error:
+        # Otherwise Python would try again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # not such as `| head`
+            warn(f"The output cannot be written: {error.strerror}.")
         raise SystemExit(1) from None
 
 

@@ -224,7 +224,7 @@ def load_handler(config: RunConfig, signals: Signals, closers: list[Callable[[],
 
             replies = Replies(config.read_binding, f"{config.queue} replies")
             closers.append(replies.close)
-            with _time_limit(config, name):
+            with _time_limit(config, name), signals.loading(lambda: leave(ExitCode.DONE, *closers)):
                 handler = python.load(name, config.retry, replies)
                 if handler.lifespan is not None and not handler.is_async:
                     handler.lifespan.open()
@@ -251,8 +251,10 @@ def _time_limit(config: RunConfig, name: str) -> Iterator[None]:
     timer = threading.Timer(config.startup_timeout_seconds, end)
     timer.daemon = True
     timer.start()
-    yield
-    timer.cancel()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _work(
@@ -324,5 +326,5 @@ def _fail(code: int, error: WorkerError, termination_log: Path) -> int:
     print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - output of a command
     with contextlib.suppress(OSError):
         if termination_log.exists() or termination_log.parent != Path("/dev"):
-            termination_log.write_text(f"{error}\n", encoding="utf-8")
+            termination_log.write_text(f"{error}\n", encoding="utf-8", errors="backslashreplace")
     return code

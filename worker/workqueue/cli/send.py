@@ -269,6 +269,11 @@ def _check(arguments: argparse.Namespace) -> None:
         error("--routing-key goes with --exchange")
     if arguments.queue == "":
         error("--queue is empty")
+    try:
+        if arguments.declare or arguments.delay is not None:
+            topology.check_queue_name(arguments.queue)
+    except ValueError as mistake:
+        error(str(mistake))
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -140,9 +140,9 @@ def from_environment(environment: Mapping[str, str]) -> Callable[[], Binding]:
     if url := environment.get(Variable.URL):
         return partial(from_url, url)
     if folder := environment.get(Variable.BINDING):
-        return partial(from_folder, Path(folder))
+        return partial(from_folder, Path(folder).absolute())  # the program may change its working directory
     if root := environment.get(Variable.SERVICE_BINDING_ROOT):
-        return partial(from_folder, _only_binding(Path(root)))
+        return partial(from_folder, _only_binding(Path(root).absolute()))
     return partial(from_url, DEFAULT_URL)
 
 
@@ -152,7 +152,7 @@ def _only_binding(root: Path) -> Path:
         folders = [
             entry
             for entry in sorted(root.iterdir())
-            if (entry / "type").is_file() and (entry / "type").read_text().strip().lower() == "rabbitmq"
+            if (entry / "type").is_file() and (entry / "type").read_bytes().strip().lower() == b"rabbitmq"
         ]
     except OSError as error:
         raise BindingError(f"SERVICE_BINDING_ROOT cannot be read: {error}.") from error

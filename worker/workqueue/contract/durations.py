@@ -9,6 +9,7 @@ from typing import Final
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LARGEST_FIRST: Final = ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 _MINUTE: Final = 60
+_LONGEST_DAYS: Final = 36_500
 _SMALLEST_MILLISECONDS: Final = 0.1
 
 
@@ -16,12 +17,15 @@ def duration(text: str) -> timedelta:
     """Read `90`, `90s`, `10m`, `2h` or `7d`.
 
     Raises:
-        ValueError: the text has another form.
+        ValueError: the text has another form, or is longer than a hundred years.
     """
     found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if not found:
         raise ValueError(f"{text!r} is not a time such as 90s, 10m, 2h or 7d")
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+    read = timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+    if read.days > _LONGEST_DAYS:
+        raise ValueError(f"{text!r} is longer than {_LONGEST_DAYS}d")
+    return read
 
 
 def age(seconds: float) -> str:

@@ -305,6 +305,22 @@ class Plan(NamedTuple):
         return any(one.name == exchange for one in self.exchanges)
 
 
+def check_queue_name(queue: str) -> None:
+    """Check that a work queue can have this name, and the queues that follow from it theirs.
+
+    Raises:
+        ValueError: it is too long, or cannot be encoded.
+        TypeError: it is no text.
+    """
+    if not isinstance(queue, str):
+        raise TypeError(f"The queue is of the type {type(queue).__qualname__}; it must be text.")
+    size = len(queue.encode())
+    if size > LONGEST_QUEUE_NAME_BYTES:
+        raise ValueError(
+            f"The name of the queue has {size} bytes; a work queue's has at most {LONGEST_QUEUE_NAME_BYTES}."
+        )
+
+
 def dead_letter_queue_name(queue: str) -> str:
     """Return the name of a work queue's dead-letter queue."""
     return f"{queue}.dead"

@@ -115,7 +115,7 @@ class Cancels:
             self.on_cancel(cancel)
 
     def _live_closed(self, channel: Any, error: Exception) -> None:
-        if channel is self._live:
+        if channel is self._live and not channel.connection.is_closing:  # otherwise the worker ends
             self._live = None
             self._failed(error, self._listen)
 
@@ -151,7 +151,7 @@ class Cancels:
             channel.basic_qos(prefetch_count=PREFETCH, callback=lambda _: channel.close())
 
     def _history_closed(self, channel: Any, error: Exception) -> None:
-        if channel is not self._history:
+        if channel is not self._history or channel.connection.is_closing:
             return
         self._history = None
         if self._has_ended or _is_absent(error):  # read, or nothing was ever cancelled

@@ -29,6 +29,7 @@ from workqueue.contract.topology import (
     QueueSettings,
     QueueType,
     RetryBackoff,
+    check_queue_name,
 )
 from workqueue.contract.worker_api import (
     DEFAULT_STARTUP_TIMEOUT_SECONDS,
@@ -43,6 +44,9 @@ from workqueue.worker.handlers.outcome import RetryPolicy
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")
 MAX_CONCURRENCY: Final = 1_000
+LONGEST_NAME_BYTES: Final = 255
+"""AMQP's limit for the name of a queue or an exchange."""
+
 LONGEST_SECONDS: Final = 30 * 86_400.0
 UNITS: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -184,8 +188,8 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
                 else ""
             )
         )
-    elif len(queue.encode()) > LONGEST_QUEUE_NAME_BYTES:
-        reader.mistakes.append(f"The queue's name is longer than {LONGEST_QUEUE_NAME_BYTES} bytes.")
+    else:
+        reader.check_queue_name(queue)
     queue_type = reader.read("queue_type", Variable.QUEUE_TYPE, QueueType.QUORUM, _queue_type)
     exchange = reader.text("exchange", Variable.EXCHANGE)
     declare = reader.read("declare", Variable.DECLARE, False, _boolean)
@@ -247,6 +251,13 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         hears_cancels=True,
         limit_rate_queue=reader.text("limit_rate_queue", Variable.LIMIT_RATE_QUEUE),
     )
+    for flag, name in (
+        ("exchange", exchange),
+        ("dead-letter-queue", config.queue_settings.dead_letter_queue),
+        ("limit-queue", config.limit_queue),
+        ("limit-rate-queue", config.limit_rate_queue),
+    ):
+        reader.check_name(flag, name or "")
     if queue and config.queue_settings.dead_letter_queue == queue:
         reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")
     _check_recycling(reader, config)
@@ -365,7 +376,8 @@ class _Reader:
         url = flag_url or (None if folder_text else self._environment.get(Variable.URL)) or None
         if flag_url and flag_folder:
             self.mistakes.append("Use either --url or --binding, not both.")
-        folder = Path(folder_text) if folder_text else None
+        # Read again at each connection: a handler may change the working directory.
+        folder = Path(folder_text).absolute() if folder_text else None
         if url is None and folder is None:
             folder = self._service_binding()
         try:
@@ -382,12 +394,35 @@ class _Reader:
         if not root:
             return None
         types = sorted(Path(root).glob("*/type"))
-        found = [file.parent for file in types if file.read_text(encoding="utf-8").strip() == "rabbitmq"]
+        try:
+            found = [file.parent for file in types if file.read_bytes().strip().lower() == b"rabbitmq"]
+        except OSError as error:
+            self.mistakes.append(f"SERVICE_BINDING_ROOT cannot be read: {error}.")
+            return None
         if len(found) > 1:
             self.mistakes.append(
                 f"SERVICE_BINDING_ROOT {root} has {len(found)} RabbitMQ bindings; choose with --binding."
             )
         return found[0] if len(found) == 1 else None
+
+    def check_queue_name(self, queue: str) -> None:
+        """Add a mistake if no work queue can have this name."""
+        try:
+            check_queue_name(queue)
+        except UnicodeError:
+            self.mistakes.append(f"The queue's name {queue!r} is not UTF-8.")
+        except ValueError:
+            self.mistakes.append(f"The queue's name is longer than {LONGEST_QUEUE_NAME_BYTES} bytes.")
+
+    def check_name(self, flag: str, name: str) -> None:
+        """Add a mistake if AMQP cannot carry a name: RabbitMQ would never be asked."""
+        try:
+            size = len(name.encode())
+        except UnicodeError:
+            self.mistakes.append(f"--{flag} {name!r} is not UTF-8.")
+            return
+        if size > LONGEST_NAME_BYTES:
+            self.mistakes.append(f"--{flag} is longer than {LONGEST_NAME_BYTES} bytes.")
 
     def _command(self) -> list[str] | None:
         text = self._environment.get(Variable.HANDLER_EXEC)
@@ -408,6 +443,12 @@ class _Reader:
         try:
             parts = urlsplit(url)
             good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+            path = parts.path + parts.query
+            if good and (not path.isascii() or not path.isprintable() or " " in path):
+                self.mistakes.append(
+                    f"The handler's URL is {url!r}; write characters in it that are not ASCII, and spaces, as %20 and"
+                    " so on."
+                )
         except ValueError:
             good = False
         if not good:

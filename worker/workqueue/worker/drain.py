@@ -5,11 +5,13 @@ The first SIGTERM or Ctrl-C begins the shutdown, the second ends the grace perio
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -37,8 +39,30 @@ class Signals:
         self._received: SimpleQueue[int | None] = SimpleQueue()
         self._count = 0
         self._ignores_first = False
+        self._leave: Callable[[], object] | None = None
+        self._install()
+
+    def _install(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._receive)
+
+    @contextlib.contextmanager
+    def loading(self, leave: Callable[[], object]) -> Iterator[None]:
+        """End the process with the first signal, while the main thread loads the handler and there is no message.
+
+        The user's code may set its own signal handlers. Those of the worker are set again.
+
+        Args:
+            leave: ends the process.
+        """
+        self._leave = leave
+        try:
+            if self._count:
+                leave()
+            yield
+        finally:
+            self._leave = None
+            self._install()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for a signal or for `interrupt()`; return whether it was a signal.
@@ -59,6 +83,9 @@ class Signals:
         self._count += 1
         if self._count == LAST_SIGNAL:
             os._exit(128 + number)
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
         if self._ignores_first and self._count == 1:
             return
         self._received.put(number)

@@ -11,6 +11,7 @@ from typing import Final
 
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Session
+from workqueue.contract.errors import BindingError
 from workqueue.worker.deliveries import Failure
 from workqueue.worker.drain import Signals
 from workqueue.worker.runtime import Runtime
@@ -31,7 +32,7 @@ def wait(runtime: Runtime, signals: Signals) -> None:
             with Session(config.read_binding, f"{config.queue} until empty") as session:
                 _watch(session, runtime, signals)
                 return
-        except BrokerError as error:
+        except (BrokerError, BindingError) as error:
             logger.warning(
                 "RabbitMQ does not say whether the queue is empty; trying again.",
                 extra={"queue": config.queue, "reason": str(error)},

@@ -41,6 +41,7 @@ class Replies:
         self._name = name
         self._lock = threading.Lock()
         self._current: PublishPipeline | None = None
+        self._process = os.getpid()
 
     def reply(self, reply: Reply) -> Awaitable[None]:
         """Publish an answer, and return when RabbitMQ has stored it.
@@ -73,13 +74,17 @@ class Replies:
         """Disconnect."""
         with self._lock:
             ended, self._current = self._current, None
-        if ended is not None:
+        if ended is not None and self._process == os.getpid():
             ended.close(CLOSE_SECONDS)
 
     def _pipeline(self) -> PublishPipeline:
         from workqueue.worker import tracing
 
         with self._lock:
+            if (
+                self._process != os.getpid()
+            ):  # a child that the handler has forked has no thread for the connection
+                self._process, self._current = os.getpid(), None
             if self._current is None:
                 traces = tracing.start(self._name, os.environ) if tracing.wanted(os.environ) else None
                 self._current = tracing.pipeline(traces, self._binding_source, self._name).start()

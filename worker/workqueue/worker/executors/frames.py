@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from workqueue.contract.properties import Properties
 from workqueue.message import Message, Retry
-from workqueue.worker.handlers.outcome import Failure, FailureReason, HandlerRaised, failure_of
+from workqueue.worker.handlers.outcome import Failure, FailureReason, HandlerRaised, asked_delay, failure_of
 
 HEAD: Final = struct.Struct("!BIIQ")
 """Kind, token, size of the fields, size of the body. The token identifies a message within one process."""
@@ -196,7 +196,7 @@ def pack_outcome(token: int, error: BaseException | None) -> bytes:
     if error is None:
         return HEAD.pack(Kind.DONE, token, 0, 0)
     failure = failure_of(error)
-    after, counts = (error.after, bool(error.counts)) if isinstance(error, Retry) else (None, True)
+    after, counts = (asked_delay(error), bool(error.counts)) if isinstance(error, Retry) else (None, True)
     return pack(
         Kind.FAILED,
         token,
@@ -204,7 +204,7 @@ def pack_outcome(token: int, error: BaseException | None) -> bytes:
             "reason": failure.reason,
             "message": failure.message,
             "traceback": failure.traceback,
-            "after": float(after) if isinstance(after, (int, float)) else None,
+            "after": after,
             "counts": counts,
         },
     )

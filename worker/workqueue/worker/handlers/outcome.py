@@ -204,10 +204,10 @@ def verdict(
         return ACK
     failure = failure_of(error)
     final = failure.reason in {FailureReason.REJECTED, FailureReason.UNDECODABLE}
-    counts = error.counts if isinstance(error, (Retry, HandlerRaised)) else True
+    counts = bool(error.counts) if isinstance(error, (Retry, HandlerRaised)) else True
     if final or (counts and attempt >= policy.max_attempts):
         return GiveUp(failure)
-    asked = error.after if isinstance(error, (Retry, HandlerRaised)) else None
+    asked = asked_delay(error) if isinstance(error, (Retry, HandlerRaised)) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
         seconds = min(asked, LONGEST_DELAY_SECONDS)
     else:
@@ -222,6 +222,17 @@ def verdict(
         )
         return GiveUp(Failure(FailureReason.MAX_AGE, _head(too_old), failure.traceback), counts)
     return RetryLater(failure, seconds, counts)
+
+
+def asked_delay(error: Retry | HandlerRaised) -> float | None:
+    """Return the delay that a handler asked for, in seconds. A class of the user may have set anything."""
+    after: object = error.after
+    if not isinstance(after, (int, float)):
+        return None
+    try:
+        return float(after)
+    except OverflowError:  # such as 2 ** 2000
+        return float(LONGEST_DELAY_SECONDS) if after > 0 else None
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -239,18 +250,31 @@ def failure_of(error: BaseException) -> Failure:
             reason = known
     if reason is FailureReason.EXCEPTION and not isinstance(error, HandlerFailed):
         # The outermost frames are ours. The useful ones are at the end.
-        text = "".join(traceback.format_exception(error, limit=-20))
+        text = _traceback_of(error)
         said = f"{type(error).__name__}: {_text_of(error)}".removesuffix(": ")
         return Failure(reason, _head(said), text[-TRACEBACK_CHARACTERS:])
     return Failure(reason, _head(_text_of(error)))
 
 
+def _traceback_of(error: BaseException) -> str:
+    """Return the traceback. An exception's attributes may be anything, which must not be another failure."""
+    try:
+        return _encodable("".join(traceback.format_exception(error, limit=-20)))
+    except Exception as failure:  # noqa: BLE001
+        return f"<the traceback cannot be formatted: {type(failure).__name__}>"
+
+
 def _text_of(error: BaseException) -> str:
     """Return an exception's text. The user's `__str__` may raise, which must not be another failure."""
     try:
-        return str(error)
+        return _encodable(str(error))
     except BaseException as failure:  # noqa: BLE001
         return f"<its text cannot be read: {type(failure).__name__}>"
+
+
+def _encodable(text: str) -> str:
+    """Return text that a header can hold. The name of a file may have bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _head(text: str) -> str:

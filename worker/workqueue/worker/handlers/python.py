@@ -44,7 +44,13 @@ def load(name: str, retry: RetryPolicy = DEFAULT_RETRY, replies: ReplyPublisher 
     Raises:
         HandlerLoadError: it does not exist, its import fails, or it cannot be called as a handler.
     """
-    return assemble(name, _find(name), retry, replies, [sys.modules[name.partition(":")[0]]])
+    found = _find(name)
+    try:
+        return assemble(name, found, retry, replies, [sys.modules[name.partition(":")[0]]])
+    except HandlerLoadError:
+        raise
+    except Exception as error:  # such as an object of the user that raises when it is asked for an attribute
+        raise HandlerLoadError(f"The handler {name} cannot be loaded: {summary(error)}.") from error
 
 
 def assemble(
