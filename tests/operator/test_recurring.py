@@ -119,6 +119,28 @@ async def test_ledger_is_unknown_while_its_connection_is_blocked(vhost: VirtualH
         await publishing
 
 
+async def test_ledger_is_unknown_without_a_connection_that_reads_it(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new leader would take a ledger that alone does not answer for empty, after a while."""
+
+    async def no_answer(_: ConnectedBroker) -> None:
+        raise ReconcileError(Reason.BROKER_TIMEOUT, "no answer")
+
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare_queue(LEDGER)
+        async with channel_of(vhost) as channel:
+            put(channel, LEDGER.name, b"")
+        await until(lambda: vhost.depth(LEDGER.name).ready == 1)
+        monkeypatch.setattr(ConnectedBroker, "_publishing_connection", no_answer)
+
+        with pytest.raises(ReconcileError) as raised:
+            await broker.read_ledger(LEDGER)
+
+    assert raised.value.reason is Reason.BROKER_UNREACHABLE
+
+
 async def test_silent_ledger_is_named_and_keeps_few_channels(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from tests.support.workqueue import workqueue
 from workqueue.contract.topology import LEDGER_MILLISECONDS, Queue
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
-from workqueue_operator.errors import ClusterError, ReconcileError
+from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.recurring import (
@@ -385,6 +385,19 @@ async def test_event_is_there_before_the_message_is_published_again() -> None:
 
     assert len(before) == 1
     assert before[0].endswith("/events")
+
+
+async def test_process_that_no_longer_leads_publishes_nothing_again() -> None:
+    """It learns that from the Event, and its successor publishes the message."""
+    site = Site()
+    await site.look()
+    site.broker.refuses_ledgers = True
+    await kill_after_publish(site)
+    site.cluster.answer("POST", "/events", LeadershipLostError("another process leads"))
+
+    await site.look()
+
+    assert len(site.ids()) == 1
 
 
 async def test_nothing_is_published_that_is_not_recorded() -> None:

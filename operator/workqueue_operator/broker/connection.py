@@ -302,8 +302,8 @@ class Broker:
         # A call about a queue that does not answer keeps a channel, and `counts` limits them.
         if not await self._has_messages(self, ledger):
             return set()
-        connection = await self._publishing_connection()
         try:
+            connection = await self._publishing_connection()
             assert self._publishing is not None  # noqa: S101 - it has the connection
             if not await self._has_messages(self._publishing, ledger):
                 return set()
@@ -313,7 +313,7 @@ class Broker:
                 Reason.BROKER_UNREACHABLE, self._silent(f"queue {ledger.name!r}", str(error))
             ) from error
         except ReconcileError as problem:
-            # RabbitMQ has just answered over the other connection, so this one is blocked.
+            # RabbitMQ has just answered over the other connection, so this one is blocked or cannot be opened.
             raise ReconcileError(Reason.BROKER_UNREACHABLE, problem.message) from problem
 
     @staticmethod

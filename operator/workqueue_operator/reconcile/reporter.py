@@ -362,9 +362,13 @@ class Reporter:
             self._queue_event(_reference_to(workqueue), event)
 
     async def event_now(self, workqueue: WorkQueue, event: Event) -> None:
-        """Do the same, and return when the API server has the Event: for those that the next leader cannot send."""
+        """Do the same, and return when the API server has the Event: for those that the next leader cannot send.
+
+        Raises:
+            LeadershipLostError: this process no longer leads.
+        """
         if self._is_new(workqueue, event):
-            await self._send(self._event_body(_reference_to(workqueue), event))
+            await self._create(self._event_body(_reference_to(workqueue), event))
 
     def _is_new(self, workqueue: WorkQueue, event: Event) -> bool:
         """Write one log line. Return whether the Event was not sent a short time ago."""
@@ -422,9 +426,13 @@ class Reporter:
     async def _send(self, body: dict[str, Any]) -> None:
         """Send one Event. A failure is only logged."""
         try:
-            await self._kubernetes.create(events_path(body["metadata"]["namespace"]), body)
+            await self._create(body)
         except LeadershipLostError:
             self._give_up()
+
+    async def _create(self, body: dict[str, Any]) -> None:
+        try:
+            await self._kubernetes.create(events_path(body["metadata"]["namespace"]), body)
         except ClusterError as error:
             logger.info(
                 "An Event could not be sent.",
