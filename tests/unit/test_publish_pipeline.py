@@ -129,3 +129,30 @@ def test_interrupted_thread_does_not_keep_the_others_waiting_at_the_end():
         thread.join(10)
 
     assert len(errors) == 3
+
+
+@pytest.mark.parametrize("part", ["call", "wake"])
+def test_interrupted_publish_does_not_keep_later_messages_unsent(part, monkeypatch):
+    publisher = publisher_on(SimpleNamespace())
+    loop = publisher.connection.loop
+
+    class Interrupted:
+        def send(self, _data):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        if part == "call":
+            interrupted.setattr(publisher.connection, "call", lambda _: Interrupted().send(b""))
+        else:
+            interrupted.setattr(loop, "_alarm_sender", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            publisher.publish(Outgoing("jobs", b""))
+    publisher.publish(Outgoing("jobs", b""))
+    loop.run_once(0)
+
+    assert len(publisher._unconfirmed) == 2
+    publisher.publish(Outgoing("jobs", b""))
+    assert loop._woken
+    loop.run_once(0)
+    assert not loop._woken
+    loop.close()

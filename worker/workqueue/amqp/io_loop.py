@@ -205,9 +205,13 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         """End the wait of the current turn. Thread-safe, and safe in a signal handler."""
         if self._woken:
             return
-        self._woken = True
-        with contextlib.suppress(OSError):  # full: the wake-up is pending; or closed
-            self._alarm_sender.send(b"\0")
+        try:
+            self._woken = True
+            with contextlib.suppress(OSError):  # full: the wake-up is pending; or closed
+                self._alarm_sender.send(b"\0")
+        except BaseException:  # of a signal handler: otherwise nothing would wake this loop again
+            self._woken = False
+            raise
 
     # pika's interface ------------------------------------------------------------------------------------
 

@@ -326,8 +326,12 @@ class PublishPipeline:
 
     def _request_flush(self) -> None:
         if not self._flush_is_due:
-            self._flush_is_due = True
-            self.connection.call(self._flush)
+            try:
+                self._flush_is_due = True
+                self.connection.call(self._flush)
+            except BaseException:  # of a signal handler: otherwise nothing would be sent any more
+                self._flush_is_due = False
+                raise
 
     def _why_full(self) -> str:
         return f"{self._window.used} messages are unconfirmed; {self._why_late()}"
