@@ -22,7 +22,7 @@ ROWS = [("a", "a long sentence\nand its second line"), ("bb", "short")]
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(output.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(output.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((columns, 24)))
 
 
 def test_table_in_a_pipe_is_whole() -> None:
