@@ -722,6 +722,7 @@ class ModelConnection:
         self.rabbit = rabbit
         self.process = process
         self.is_open = True
+        self.is_closing = False
         self.params = SimpleNamespace(channel_max=2047, frame_max=131_072)
         self.server_properties = {
             "version": f"{rabbit.version.major}.{rabbit.version.minor}.0",
@@ -751,7 +752,7 @@ class ModelConnection:
 
     def close(self) -> None:
         if self.is_open:
-            self.is_open = False
+            self.is_open, self.is_closing = False, True
             self._to_server.send(LATENCY, self._closed_by_client)
 
     # -- frames --------------------------------------------------------------------------------------
@@ -827,6 +828,7 @@ class ModelConnection:
         self.is_open = False
         for channel in self._channels:
             channel._closed(reason)
+        self.is_closing = False
         for callback in callbacks:
             callback(self, reason)
 
