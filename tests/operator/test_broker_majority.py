@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -53,10 +54,17 @@ class Clocked(Probe):
         self.ring_at[queue] = time.perf_counter()
 
 
-async def declared(broker: Probe) -> None:
-    await broker.ready()
-    for name in ("stuck", *HEALTHY):
-        await broker.declare_queue(Queue(name, {"x-queue-type": "quorum"}))
+@asynccontextmanager
+async def clocked(vhost: VirtualHost) -> AsyncIterator[Clocked]:
+    """A Broker, with all queues declared."""
+    broker = Clocked(vhost.url)
+    try:
+        await broker.ready()
+        for name in ("stuck", *HEALTHY):
+            await broker.declare_queue(Queue(name, {"x-queue-type": "quorum"}))
+        yield broker
+    finally:
+        await broker.close()
 
 
 async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
@@ -79,9 +87,7 @@ async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
 async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
     cluster: RabbitCluster, vhost: VirtualHost
 ) -> None:
-    broker = Clocked(vhost.url)
-    try:
-        await declared(broker)
+    async with clocked(vhost) as broker:
         with cluster.without_majority("stuck", vhost.name):
             attempts = await asyncio.gather(*(broker.install_doorbell(name) for name in ("stuck", *HEALTHY)))
 
@@ -93,8 +99,6 @@ async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
         await until(lambda: broker.install_doorbell("stuck"), seconds=120)
         assert not broker.doorbell_is_silent("stuck")
         assert broker.generation == 1
-    finally:
-        await broker.close()
 
 
 @pytest.mark.slow
@@ -102,9 +106,7 @@ async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
 async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
     cluster: RabbitCluster, vhost: VirtualHost
 ) -> None:
-    broker = Clocked(vhost.url)
-    try:
-        await declared(broker)
+    async with clocked(vhost) as broker:
         assert all(await asyncio.gather(*(broker.install_doorbell(name) for name in ("stuck", *HEALTHY))))
         with cluster.without_majority("stuck", vhost.name):
             broker.remove_doorbell("stuck")
@@ -117,8 +119,6 @@ async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
         )
         await until(lambda: vhost.broker.evaluate(counts) == "0", seconds=120)
         assert broker.generation == 1
-    finally:
-        await broker.close()
 
 
 @pytest.mark.slow
@@ -126,9 +126,7 @@ async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
 async def test_messages_to_queue_without_majority_stop_those_of_no_other(
     cluster: RabbitCluster, vhost: VirtualHost
 ) -> None:
-    broker = Clocked(vhost.url)
-    try:
-        await declared(broker)
+    async with clocked(vhost) as broker:
         with cluster.without_majority("stuck", vhost.name):
             stuck = [asyncio.create_task(broker.publish_in_turn(message_to("stuck"))) for _ in range(100)]
 
@@ -137,8 +135,6 @@ async def test_messages_to_queue_without_majority_stop_those_of_no_other(
 
             assert not any(task.done() for task in stuck)
         await asyncio.gather(*stuck)
-    finally:
-        await broker.close()
 
 
 def message_to(queue: str) -> OwnMessage:

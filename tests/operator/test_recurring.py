@@ -58,6 +58,14 @@ async def read_until_unknown(broker: ConnectedBroker) -> None:
         await broker.read_ledger(LEDGER)
 
 
+async def note_one(broker: ConnectedBroker) -> None:
+    """Publish a message, and wait until its id is in the ledger."""
+    await broker.declare(plan(QueueSettings("jobs")))
+    await broker.declare_queue(LEDGER)
+    await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
+    await until(lambda: holds(broker, {MESSAGE.message_id}))
+
+
 async def holds(broker: ConnectedBroker, ids: set[str]) -> bool:
     return await broker.read_ledger(LEDGER) == ids
 
@@ -107,10 +115,7 @@ async def test_ledger_of_another_program_says_nothing(vhost: VirtualHost) -> Non
 async def test_ledger_is_unknown_while_its_connection_is_blocked(vhost: VirtualHost) -> None:
     async with probe(vhost.url) as broker:
         await broker.ready()
-        await broker.declare(plan(QueueSettings("jobs")))
-        await broker.declare_queue(LEDGER)
-        await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
-        await until(lambda: holds(broker, {MESSAGE.message_id}))
+        await note_one(broker)
         with vhost.broker.memory_alarm():
             publishing = asyncio.create_task(broker.publish(MESSAGE))
             with pytest.raises(ReconcileError, match="no answer") as raised:
@@ -148,10 +153,7 @@ async def test_silent_ledger_is_named_and_keeps_few_channels(
     monkeypatch.setattr(channels, "SILENT_PAUSE", (0.0, 0.0))
     async with probe(vhost.url) as broker:
         await broker.ready()
-        await broker.declare(plan(QueueSettings("jobs")))
-        await broker.declare_queue(LEDGER)
-        await broker.publish(MESSAGE._replace(ledger=LEDGER.name))
-        await until(lambda: holds(broker, {MESSAGE.message_id}))
+        await note_one(broker)
         before = channel_count(vhost)
         monkeypatch.setattr(confirmed, "CALL_TIMEOUT", 0.05)
         assert broker._questions is not None

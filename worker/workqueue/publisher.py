@@ -30,7 +30,7 @@ from workqueue.amqp.errors import BrokerError, PublishError, Returned
 from workqueue.amqp.outgoing import Outgoing, milliseconds
 from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, PublishPipeline
 from workqueue.contract import topology
-from workqueue.contract.binding import Binding, from_environment, from_folder, from_url
+from workqueue.contract.binding import Binding, folder_source, from_environment, from_url
 from workqueue.contract.headers import HIGHEST_PRIORITY
 from workqueue.worker import tracing
 
@@ -123,7 +123,7 @@ class _Base:
         if url is not None:
             self._source = partial(from_url, url)
         elif binding is not None:
-            self._source = partial(from_folder, Path(binding).absolute())
+            self._source = folder_source(binding)
         else:
             self._source = from_environment(os.environ)
         self._source()

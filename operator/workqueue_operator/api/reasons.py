@@ -108,6 +108,10 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
+UNANSWERED: Final = frozenset({Reason.BROKER_UNREACHABLE, Reason.BROKER_TIMEOUT})
+"""RabbitMQ has said nothing, and may answer a moment later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The status, reason and message of one condition."""

@@ -39,7 +39,7 @@ from workqueue.amqp.tls import UNUSABLE
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
-from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.reasons import UNANSWERED, Reason
 from workqueue_operator.broker import confirmed
 from workqueue_operator.broker.addresses import permitted, resolved
 from workqueue_operator.broker.channel import (
@@ -326,7 +326,7 @@ class Broker:
         try:
             counts = await broker.counts_if_there(queue.name)
         except ReconcileError as problem:
-            if problem.reason in {Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE}:
+            if problem.reason in UNANSWERED:
                 raise
             return False
         return counts is not None and counts.ready > 0
@@ -481,7 +481,7 @@ class Broker:
         except QueueMissingError:
             return False
         except ReconcileError as problem:
-            if problem.reason in {Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE}:
+            if problem.reason in UNANSWERED:
                 return None
             # The queue is locked, as expected. After any other refusal, the equal cluster names decide.
             logger.debug(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from workqueue.contract.topology import RateLimit
-from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.reasons import UNANSWERED, Reason
 from workqueue_operator.broker.connection import Broker, QueueMissingError
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
@@ -32,9 +32,6 @@ AGAIN_SECONDS: Final = 1.0
 
 REFUSED_SECONDS: Final = 15.0
 """The same after RabbitMQ has refused them, such as without permission."""
-
-_PASSING: Final = frozenset({Reason.BROKER_UNREACHABLE, Reason.BROKER_TIMEOUT})
-"""Problems that the WorkQueue's own connection reports, if they last."""
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +228,8 @@ class RateFeeder:
                     self._enqueue(key)
                 return
             except Exception as error:
-                is_passing = isinstance(error, ReconcileError) and error.reason in _PASSING
+                # The WorkQueue's own connection reports these, if they last.
+                is_passing = isinstance(error, ReconcileError) and error.reason in UNANSWERED
                 if isinstance(error, ReconcileError):
                     self._note(feed, None if is_passing else error)
                 else:

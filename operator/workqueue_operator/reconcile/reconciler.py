@@ -16,7 +16,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from workqueue.contract.topology import is_delay_queue
-from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
+from workqueue_operator.api.reasons import UNANSWERED, ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import Metadata, WorkQueue, WorkQueueStatus, timestamp
 from workqueue_operator.backoff import delay
 from workqueue_operator.broker import declare
@@ -108,7 +108,6 @@ _REFUSALS: Final = frozenset(
     {Reason.AUTHENTICATION_FAILED, Reason.VIRTUAL_HOST_NOT_FOUND, Reason.PERMISSION_DENIED}
 )
 _TRIES_AGAIN: Final = frozenset({Reason.EXCHANGE_NOT_FOUND, Reason.LIMIT_UNAVAILABLE})
-_NO_ANSWER: Final = frozenset({Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE})
 _NOT_YET: Final = Finding("Unknown", Reason.DEPTH_PENDING, "The queue has not been declared yet.")
 
 
@@ -469,7 +468,7 @@ class Reconciler:
                 finding, answers = await declare.declare(workqueue, handle.broker)
             await parts.bindings.remove_unwanted(workqueue, handle.broker)
         except ReconcileError as problem:
-            watched.claimed = watched.claimed and problem.reason in _NO_ANSWER
+            watched.claimed = watched.claimed and problem.reason in UNANSWERED
             raise
         # Not earlier: a user whom the broker refuses to let declare the queue has no claim on it.
         watched.claimed = True

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 from workqueue.contract import topology
 from workqueue.contract.topology import Queue
-from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.reasons import UNANSWERED, Reason
 from workqueue_operator.api.workqueue import Recurring, RecurringStatus, WorkQueue, timestamp
 from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
 from workqueue_operator.broker.connection import QueueMissingError
@@ -46,8 +46,6 @@ LEDGER_AGAIN_SECONDS: Final = 60.0
 LEDGER_PATIENCE_SECONDS: Final = 30.0
 """Seconds for which a new leader waits for a ledger that does not answer, such as on a frozen node. It ends before
 slots are missed."""
-
-_NO_ANSWER: Final = frozenset({Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE})
 
 LONGEST_WAIT_SECONDS: Final = 3600.0
 """A pass looks again at least this often, so that a clock that was set is noticed."""
@@ -354,7 +352,7 @@ class RecurringRunner:
             await broker.declare_queue(ledger)
         except (QueueMissingError, ReconcileError) as problem:
             name = ""
-            if isinstance(problem, QueueMissingError) or problem.reason in _NO_ANSWER:
+            if isinstance(problem, QueueMissingError) or problem.reason in UNANSWERED:
                 seconds = LEDGER_AGAIN_SECONDS
             logger.info("There is no ledger of recurring messages.", extra={"detail": str(problem)})
         self._ledgers[uid] = _Ledger(name, connection, now + seconds)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from workqueue.contract.binding import DEFAULT_URL, Binding, from_environment, from_folder, from_url
+from workqueue.contract.binding import DEFAULT_URL, Binding, folder_source, from_environment, from_url
 from workqueue.contract.errors import BindingError
 from workqueue.contract.worker_api import Variable
 
@@ -66,4 +66,4 @@ def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ca
         raise BindingError("Give --url or --binding, not both.")
     if url:
         return partial(from_url, url)
-    return partial(from_folder, folder.absolute()) if folder else from_environment(environment)
+    return folder_source(folder) if folder else from_environment(environment)

@@ -140,10 +140,15 @@ def from_environment(environment: Mapping[str, str]) -> Callable[[], Binding]:
     if url := environment.get(Variable.URL):
         return partial(from_url, url)
     if folder := environment.get(Variable.BINDING):
-        return partial(from_folder, Path(folder).absolute())  # the program may change its working directory
+        return folder_source(folder)
     if root := environment.get(Variable.SERVICE_BINDING_ROOT):
-        return partial(from_folder, _only_binding(Path(root).absolute()))
+        return folder_source(_only_binding(Path(root)))
     return partial(from_url, DEFAULT_URL)
+
+
+def folder_source(folder: str | Path) -> Callable[[], Binding]:
+    """Return a function that reads a folder at each call, wherever the program has changed its directory to."""
+    return partial(from_folder, Path(folder).absolute())
 
 
 def _only_binding(root: Path) -> Path:

@@ -81,9 +81,8 @@ class Replies:
         from workqueue.worker import tracing
 
         with self._lock:
-            if (
-                self._process != os.getpid()
-            ):  # a child that the handler has forked has no thread for the connection
+            if self._process != os.getpid():
+                # A child that the handler has forked has no thread for the connection.
                 self._process, self._current = os.getpid(), None
             if self._current is None:
                 traces = tracing.start(self._name, os.environ) if tracing.wanted(os.environ) else None
