@@ -124,6 +124,11 @@ class BrokerConnection(Protocol):
         """RabbitMQ's version."""
         ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls of passes wait for others although RabbitMQ answers."""
+        ...
+
     def doorbell_installed_at(self, queue: str) -> float | None:
         """Return the monotonic time of the confirmation; None without a doorbell."""
         ...

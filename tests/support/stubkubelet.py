@@ -16,6 +16,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,13 +64,14 @@ def _response(body: bytes, status: str = "200 OK") -> bytes:
     return head.encode() + body
 
 
-def _status(busy: int, *, consuming: bool = True) -> bytes:
+def _status(busy: int, *, consuming: bool = True, busy_seconds: float | None = None) -> bytes:
     return _response(
         json.dumps(
             {
                 "queue": "stub",
                 "slots": 1,
                 "busy": busy,
+                "busySeconds": busy_seconds,
                 "consuming": consuming,
                 "retired": False,
                 "handled": 1,
@@ -85,16 +87,19 @@ def _status(busy: int, *, consuming: bool = True) -> bytes:
 class _Worker(asyncio.Protocol):
     """One connection to a worker's endpoint."""
 
-    def __init__(self, behaviours: dict[str, str], bad: Iterator[bytes]) -> None:
+    def __init__(
+        self, behaviours: dict[str, str], bad: Iterator[bytes], busy_since: dict[str, float]
+    ) -> None:
         self._behaviours = behaviours
         self._bad = bad
+        self._busy_since = busy_since
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        address: str = transport.get_extra_info("sockname")[0]
-        self._behaviour = self._behaviours.get(address, "")
+        self._address: str = transport.get_extra_info("sockname")[0]
+        self._behaviour = self._behaviours.get(self._address, "")
         if not self._behaviour:
             transport.abort()
 
@@ -109,8 +114,12 @@ class _Worker(asyncio.Protocol):
             asyncio.get_running_loop().call_later(SLOW_SECONDS, self._write, _status(0))
         elif self._behaviour == GARBAGE:
             self._write(_response(next(self._bad)))
+        elif method == b"GET" and self._behaviour == BUSY:
+            now = time.monotonic()
+            since = self._busy_since.setdefault(self._address, now)
+            self._write(_status(1, busy_seconds=now - since))
         elif method == b"GET":
-            self._write(_status(int(self._behaviour == BUSY), consuming=self._behaviour != APART))
+            self._write(_status(0, consuming=self._behaviour != APART))
         elif method == b"POST" and self._behaviour == BUSY:
             self._write(_response(b"{}", "409 Conflict"))
         else:
@@ -137,8 +146,9 @@ class Kubelet:
     async def run(self) -> None:
         """Serve until cancelled."""
         bad = itertools.cycle(_GARBAGE)
+        busy_since: dict[str, float] = {}
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Worker(self._behaviours, bad), "0.0.0.0", PORT, backlog=BACKLOG
+            lambda: _Worker(self._behaviours, bad, busy_since), "0.0.0.0", PORT, backlog=BACKLOG
         )
         token = (self._folder / f"{ADMIN}.token").read_text()
         context = ssl.create_default_context(cafile=str(self._folder / "pki/ca.crt"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.scaling import gather
 from workqueue_operator.scaling.depth import QueueReadings
-from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState
+from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState, reading_seconds
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 
@@ -59,7 +59,7 @@ class Site:
         watched = SimpleNamespace(last=QueueCounts(ready, len(pods), self.clock.time))
         handle: Any = SimpleNamespace(
             poller=SimpleNamespace(watch=lambda *_: watched),
-            broker=SimpleNamespace(doorbell_installed_at=lambda _: None),
+            broker=SimpleNamespace(doorbell_installed_at=lambda _: None, is_busy=False),
         )
         nobody: Any = None
         try:
@@ -125,7 +125,14 @@ def test_worker_that_runs_unreported_is_expected(site: Site, clock: Clock) -> No
 class Asked(Workers):
     """Workers that answer with a number of busy slots each, and count how often they are asked."""
 
-    def __init__(self, busy: int, slots: int = 1, silent: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        busy: int,
+        slots: int = 1,
+        silent: frozenset[str] = frozenset(),
+        ages: Mapping[str, float | None] | None = None,
+    ) -> None:
+        self.ages = ages or {}
         self.status = WorkerStatus(
             slots, busy, consuming=True, handler_seconds=5.0, deliveries_per_second=0.2
         )
@@ -134,7 +141,11 @@ class Asked(Workers):
 
     async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
         self.times += 1
-        return {one.pod: self.status for one in addresses if one.pod not in self.silent}
+        return {
+            one.pod: replace(self.status, busy_seconds=self.ages.get(one.pod))
+            for one in addresses
+            if one.pod not in self.silent
+        }
 
     async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
         return dict.fromkeys((one.pod for one in addresses), self.status)
@@ -152,6 +163,9 @@ class Passes:
     state: GatherState = field(default_factory=GatherState)
     replicas: int = 2
     seen: Snapshot | None = None
+    is_busy: bool = False
+    on_wait: Callable[[], None] = lambda: None
+    on_read: Callable[[], None] = lambda: None
 
     def run(self, seconds: float, pause: float = 1.0) -> int:
         """Run a pass after each pause; return how often the workers were asked."""
@@ -164,14 +178,19 @@ class Passes:
     async def _pass(self) -> None:
         slots = self.workers.status.slots
         watched = SimpleNamespace(last=QueueCounts(self.ready, len(self.pods) * slots, self.clock.time))
+
+        def watch(*_: object) -> Any:
+            self.on_read()
+            return watched
+
         handle: Any = SimpleNamespace(
-            poller=SimpleNamespace(watch=lambda *_: watched),
-            broker=SimpleNamespace(doorbell_installed_at=lambda _: None),
+            poller=SimpleNamespace(watch=watch),
+            broker=SimpleNamespace(doorbell_installed_at=lambda _: None, is_busy=self.is_busy),
         )
         nobody: Any = None
         gatherer = Gatherer(Deployments(self.pods, self.replicas), self.workers, nobody, self.clock)
         made = workqueue(**self.spec)
-        connection = Connection(handle, from_url("amqp://rabbit/"))
+        connection = Connection(handle, from_url("amqp://rabbit/"), self.on_wait)
         self.seen, self.state = await gatherer.gather(made, connection, self.state, ring=False)
         _, self.state = await gatherer.gather_rest(self.seen, self.state)
 
@@ -183,6 +202,43 @@ def test_workers_are_asked_ten_times_per_scale_in_delay(delay: int, seconds: int
     passes = Passes(clock, Asked(busy=1), {"scaling": {"scaleInDelaySeconds": delay}})
 
     assert passes.run(60) == 60 / seconds
+
+
+@pytest.mark.parametrize(
+    ("ages", "seconds"),
+    [((5.0, 5.0), 1), ((50.0, 40.0), 4), ((3600.0, 3600.0), 10), ((3600.0, 0.0), 1), ((3600.0, None), 1)],
+    ids=str,
+)
+def test_workers_are_asked_after_a_tenth_of_the_time_for_which_all_have_been_busy(
+    ages: tuple[float, float | None], seconds: int, clock: Clock
+) -> None:
+    workers = Asked(busy=1, ages=dict(zip(("jobs-1", "jobs-9"), ages, strict=True)))
+    passes = Passes(clock, workers, {"scaling": {"scaleInDelaySeconds": 0}})
+
+    assert passes.run(60) == 60 / seconds
+    assert passes.seen is not None
+    assert reading_seconds(passes.seen.workqueue.spec, passes.seen.readings) == seconds
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_pass_gives_its_place_back_before_it_asks_unless_others_wait_for_the_broker(
+    clock: Clock, *, busy: bool
+) -> None:
+    events: list[str] = []
+    passes = Passes(clock, Asked(busy=1), is_busy=busy, on_wait=lambda: events.append("place"))
+    passes.on_read = lambda: events.append("counts")
+    passes.run(1)
+
+    assert events[:2] == (["counts", "place"] if busy else ["place", "counts"])
+
+
+def test_silent_worker_may_have_become_busy_just_now(clock: Clock) -> None:
+    workers = Asked(busy=1, ages={"jobs-1": 3600.0}, silent=frozenset({"jobs-9"}))
+    passes = Passes(clock, workers, {"scaling": {"scaleInDelaySeconds": 0}})
+    passes.run(1)
+
+    assert passes.seen is not None
+    assert reading_seconds(passes.seen.workqueue.spec, passes.seen.readings) == 1
 
 
 _EACH_PASS: list[tuple[str, dict[str, Any]]] = [

@@ -305,14 +305,19 @@ class Lab:
     # -- objects --------------------------------------------------------------------------------------
 
     @contextmanager
-    def namespace(self, labels: dict[str, str] | None = None) -> Iterator[str]:
-        """A namespace for neighbours, with a Secret for the healthy WorkQueue's broker. Empty at the end."""
+    def namespace(self, labels: dict[str, str] | None = None, *, keep: bool = False) -> Iterator[str]:
+        """A namespace for neighbours, with a Secret for the healthy WorkQueue's broker. Empty at the end.
+
+        Args:
+            keep: leave everything in it, for the last row of a lab.
+        """
         name = f"neighbours-{next(self._namespaces)}"
         self._make_namespace(name, labels)
         try:
             yield name
         finally:
-            self._empty(name)
+            if not keep:
+                self._empty(name)
 
     def secret(self, namespace: str, name: str, **keys: str) -> None:
         """Write a connection Secret."""

@@ -396,7 +396,8 @@ def rival_controller(lab: Lab, count: int) -> Iterator[None]:
 def mass_creation(lab: Lab, count: int) -> Iterator[None]:
     """WorkQueues that are created in one namespace as fast as the API server accepts them."""
     ended = threading.Event()
-    with lab.namespace() as namespace:
+    # To delete thousands would take longer than to measure.
+    with lab.namespace(keep=True) as namespace:
         change = {"queue": {"type": "Classic"}}
         thread = threading.Thread(
             target=lambda: lab.create(namespace, names(count, "many"), change, stop=ended), daemon=True

@@ -9,7 +9,6 @@ call waits for that channel, and the queue gets no further call until it has ans
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from workqueue.amqp.errors import describe
 from workqueue_operator.backoff import delay
 
 CALL_TIMEOUT: Final = 2.0
-"""Seconds for one answer of the broker, including the wait for a channel."""
+"""Seconds for one answer of the broker. A call that waits for a channel waits as long as other calls are answered."""
 
 DECLARE_TIMEOUT: Final = 5.0
 """The same for a declaration or deletion: RabbitMQ waits for the members of a new quorum queue."""
@@ -48,9 +47,6 @@ SHARE_OF_CHANNELS: Final = 8
 """Calls of one kind that exceed PLACE_SECONDS may keep one in this many of the connection's channels."""
 
 Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
-
-
-_NO_WAIT: Final = contextlib.nullcontext()
 
 
 class ChannelRefusedError(Exception):
@@ -194,7 +190,7 @@ class Calls:
 
     Args:
         connection: an open connection.
-        seconds: for one answer, including the wait for a channel.
+        seconds: for one answer.
         channels: how many are kept open, and how many calls run before others wait.
         on_answer: called with the name of a queue that has answered too late, and may be asked again.
 
@@ -235,18 +231,14 @@ class Calls:
 
         Raises:
             ChannelRefusedError: the broker refused.
-            ChannelLostError: there was no answer, or there was none lately.
+            ChannelLostError: there was no answer, or none lately, or none to the calls before this one.
         """
         loop = asyncio.get_running_loop()
         silence = self._silences.get(queue)
         if silence is not None and (loop.time() < silence.retry_at or silence.outstanding >= SILENT_CALLS):
             raise self._no_answer()
+        await self._take_place_in_time()
         until = loop.time() + self._seconds
-        try:
-            async with asyncio.timeout_at(until) if self._places.locked() else _NO_WAIT:
-                await self._take_place()
-        except TimeoutError:
-            raise ChannelLostError("the broker is busy with calls about other queues") from None
         # Polls are most of what the operator does, so this has one future and one timer instead of asyncio's timeout
         # and shield.
         caller: asyncio.Future[Any] = loop.create_future()
@@ -268,6 +260,27 @@ class Calls:
         """Send a call as soon as a channel is free. Returns as `CallChannel.begin` does."""
         await self._take_place()
         return self._begin(send).answer
+
+    async def _take_place_in_time(self) -> None:
+        """Wait for a channel while RabbitMQ answers the calls before this one, however many there are."""
+        if not self._places.locked():
+            await self._take_place()
+            return
+        loop = asyncio.get_running_loop()
+        begun, has_place = loop.time(), False
+        # A task, so that a look at the time does not lose the turn.
+        place = loop.create_task(self._take_place())
+        try:
+            while not has_place:
+                patience = max(begun, self._answered_at) + self._seconds - loop.time()
+                if patience <= 0:
+                    break
+                has_place = bool((await asyncio.wait({place}, timeout=patience))[0])
+        finally:
+            if not has_place and not place.cancel():
+                self._places.release()
+        if not has_place:
+            raise ChannelLostError(f"no call was answered within {self._seconds:g} s")
 
     async def _take_place(self) -> None:
         self.waiting += 1

@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 POLLING: Final = 8
 """Channels for polls. A channel has one call outstanding; 8 channels were measured as cheaper than 1."""
 
-ASKING: Final = 4
+ASKING: Final = 16
 """Channels for questions of passes, such as after a ring. Separate, so that they never wait for a poll."""
 
 DECLARING: Final = 4

@@ -691,7 +691,7 @@ def _until_next_reading(
     if decision.reason is Reason.SCALE_IN_DELAYED:
         # Without a pass at the end of the window, the scale-in would wait for the next reading.
         ends = window.next_end(spec.scaling.scale_in_delay_seconds) - snapshot.now
-        return min(reading_seconds(spec), max(ends, SHORTEST_LOOK))
+        return min(reading_seconds(spec, readings), max(ends, SHORTEST_LOOK))
     # An exact count comes from the management API, which does not report changes.
     exact = isinstance(readings.unacknowledged, int)
     surplus = decision.wanted is not None and decision.wanted < deployment.replicas
@@ -704,5 +704,5 @@ def _until_next_reading(
     if exact or surplus or decisive or grow_old:
         return LOOK_AGAIN
     if deployment.replicas > spec.scaling.min_replicas:
-        return reading_seconds(spec)
-    return max(LOOK_AGAIN_AT_REST, reading_seconds(spec))
+        return reading_seconds(spec, readings)
+    return max(LOOK_AGAIN_AT_REST, reading_seconds(spec, readings))

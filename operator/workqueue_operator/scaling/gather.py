@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Final
@@ -50,10 +50,11 @@ CONSUMERS_SHOW_WITHIN: Final = 0.5
 CONSUMERS_PAUSE: Final = 0.05
 """Seconds between two passive declares until the consumer shows."""
 
-READINGS_PER_DELAY: Final = 10
+READING_SHARE: Final = 0.1
 READING_SECONDS: Final = (1.0, 10.0)
-"""While no answer of a worker can change the count, the operator asks the workers ten times per
-scaleInDelaySeconds, but not more often than each second and not less often than every 10 s."""
+"""While no answer of a worker can change the count, the operator asks the workers after this share of
+scaleInDelaySeconds or, if that is longer, of the time for which each busy worker has been busy. A surplus worker then
+stays for a tenth longer. It asks not more often than each second and not less often than every 10 s."""
 
 ASK_WORKERS_EVERY: Final = 10.0
 """Seconds between two requests to workers whose answers the decision does not need. They reveal a silent worker
@@ -72,7 +73,8 @@ class Connection:
 
     Attributes:
         binding: the WorkQueue's own. The handle may have been made from another one of the same identity.
-        on_wait: called before the pass waits for the broker or the workers of this WorkQueue.
+        on_wait: called before the pass waits for the workers of this WorkQueue, and for the broker unless it is busy:
+            further passes would only wait behind this one.
     """
 
     handle: Broker
@@ -131,8 +133,10 @@ class Gatherer:
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())
-        connection.on_wait()
+        if not connection.handle.broker.is_busy:
+            connection.on_wait()
         counts = await self._counts(workqueue, connection.handle, ring=ring)
+        connection.on_wait()
         worker = workqueue.spec.worker
         readings = QueueReadings(
             counts=counts,
@@ -219,7 +223,8 @@ class Gatherer:
     def _still_holds(self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState) -> bool:
         """Whether the last answers of the workers are recent, and of the same workers and consumers."""
         return (
-            self._clock.monotonic() - state.workers_asked_at < _seconds_of_one_reading(workqueue.spec)
+            self._clock.monotonic() - state.workers_asked_at
+            < _seconds_of_one_reading(workqueue.spec, state.statuses.values())
             and isinstance(readings.counts, QueueCounts)
             and readings.counts.consumers == state.consumers
             and {pod.name for pod in readings.pods} == set(state.statuses)
@@ -297,14 +302,22 @@ class Gatherer:
         return min(silent, default=None)
 
 
-def reading_seconds(spec: WorkQueueSpec) -> float:
+def reading_seconds(spec: WorkQueueSpec, readings: QueueReadings) -> float:
     """Return the seconds between two readings of workers whose answers cannot change the count."""
-    return max(_seconds_of_one_reading(spec), READING_SECONDS[0])
+    answers = (
+        readings.statuses.values() if all(pod.name in readings.statuses for pod in readings.pods) else ()
+    )
+    return max(_seconds_of_one_reading(spec, answers), READING_SECONDS[0])
 
 
-def _seconds_of_one_reading(spec: WorkQueueSpec) -> float:
-    """Return for how long the answers of the workers hold. Without a scale-in delay, each pass asks."""
-    return min(spec.scaling.scale_in_delay_seconds / READINGS_PER_DELAY, READING_SECONDS[1])
+def _seconds_of_one_reading(spec: WorkQueueSpec, answers: Iterable[WorkerStatus]) -> float:
+    """Return for how long the answers of the workers hold.
+
+    Without a scale-in delay, each pass asks while a worker has just become busy, or none is.
+    """
+    ages = (status.busy_seconds or 0.0 for status in answers if status.busy)
+    seconds = max(float(spec.scaling.scale_in_delay_seconds), min(ages, default=0.0))
+    return min(seconds * READING_SHARE, READING_SECONDS[1])
 
 
 def changes_the_count(
