@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from workqueue_operator.broker.depth_poller import LONGEST_PAUSE
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.kube.resync import Resync
 from workqueue_operator.reconcile.queue import ReconcileQueue
@@ -35,6 +36,7 @@ class Health:
             return f"a pass has been running for {self._queue.longest:.0f} s"
         now = asyncio.get_running_loop().time()
         for handle in self._brokers:
-            if now - handle.poller.last_round > max(STUCK_POLL_SECONDS, 3 * handle.poller.seconds):
+            longest = max(STUCK_POLL_SECONDS, 2 * LONGEST_PAUSE * handle.poller.seconds)
+            if now - handle.poller.alive_at > longest:
                 return f"the depth poller of {handle.broker.binding.display} has stopped"
         return None

@@ -54,7 +54,7 @@ async def linked(brokers: BrokerPool, url: str, *names: str, key: Key = JOBS) ->
 
 
 def rounds(handle: BrokerHandle) -> float | None:
-    return handle.poller.last_round
+    return handle.poller.alive_at
 
 
 async def a_round(handle: BrokerHandle) -> None:

@@ -26,6 +26,11 @@ IDLE_CHUNK: Final = 64
 WARM_SECONDS: Final = 1.0
 """Pause between two rounds over warm queues. Dead letters show within 2 s while workers run."""
 
+PAUSE_PER_ROUND: Final = 2.0
+LONGEST_PAUSE: Final = 4.0
+"""The pause after a round is at least this many times as long as the round took, so that polls of thousands of queues
+leave time for the passes. It is at most this many times as long as after a short round."""
+
 REFUSAL_RETRY_SECONDS: Final = 300.0
 """Seconds after which the operator retries a refused doorbell: the permission may have been granted."""
 
@@ -88,8 +93,11 @@ class DepthPoller:
     Args:
         broker: the broker.
         wake: called with the key of a WorkQueue whose counts changed.
-        seconds: pause between two rounds over the active queues.
+        seconds: pause between two rounds over the active queues; longer after a round that took long.
         idle_seconds: pause between two rounds over the idle queues.
+
+    Attributes:
+        alive_at: when the rounds over the active queues last made progress, on the event loop's clock.
     """
 
     def __init__(
@@ -101,7 +109,7 @@ class DepthPoller:
         self._watched: dict[Key, dict[str, PolledQueue]] = {}
         self._by_queue: dict[str, tuple[Key, ...]] = {}
         self._polling: dict[PolledQueue, asyncio.Task[None]] = {}
-        self.last_round = asyncio.get_running_loop().time()
+        self.alive_at = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
                 self._rounds(seconds, lambda entry: entry.active),
@@ -221,20 +229,24 @@ class DepthPoller:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _rounds(self, seconds: float, chosen: Callable[[PolledQueue], bool]) -> None:
+        loop, pause = asyncio.get_running_loop(), seconds
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(pause)
+            begun = loop.time()
             try:
                 if self._broker.connected:
                     await self._round([entry for entry in self._all() if chosen(entry)])
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})
-            if asyncio.current_task() is self._active:
-                self.last_round = asyncio.get_running_loop().time()
+            pause = min(max(seconds, PAUSE_PER_ROUND * (loop.time() - begun)), LONGEST_PAUSE * seconds)
+            self._note_alive()
 
     async def _round(self, entries: list[PolledQueue]) -> None:
         """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
         for start in range(0, len(entries), IDLE_CHUNK):
+            if start:
+                self._note_alive()
             polls = _Polls()
             for entry in entries[start : start + IDLE_CHUNK]:
                 if entry not in self._polling:
@@ -244,6 +256,10 @@ class DepthPoller:
                 await polls.wait(PLACE_SECONDS)
                 if not self._broker.polls_wait:
                     break
+
+    def _note_alive(self) -> None:
+        if asyncio.current_task() is self._active:
+            self.alive_at = asyncio.get_running_loop().time()
 
     async def _look(self, polled: PolledQueue, polls: _Polls) -> None:
         before = _numbers(polled.last)

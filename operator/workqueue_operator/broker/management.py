@@ -90,8 +90,7 @@ class Management:
         known = self._last.get((binding.identity, queue))
         if known is not None and time.monotonic() - known[0] < FRESH:
             return known[1]
-        now = time.monotonic()
-        self._last = {asked: answer for asked, answer in self._last.items() if now - answer[0] < FRESH}
+        self._forget_old()
         try:
             one = f"/{quote(queue, safe='')}?columns=messages_unacknowledged"
             found = await self._get(binding, one, LARGEST_QUEUE)
@@ -107,8 +106,18 @@ class Management:
             return Unknown(
                 Reason.UNACKNOWLEDGED_UNKNOWN, "The management API has not counted this queue's messages yet."
             )
+        self._last.pop((binding.identity, queue), None)
         self._last[binding.identity, queue] = (time.monotonic(), count)
         return count
+
+    def _forget_old(self) -> None:
+        """Forget answers that are not reused. The oldest comes first."""
+        now = time.monotonic()
+        while self._last:
+            oldest = next(iter(self._last))
+            if now - self._last[oldest][0] < FRESH:
+                return
+            del self._last[oldest]
 
     async def delay_queues(self, binding: Binding, queue: str) -> list[str] | Unknown:
         """Return the existing delay queues of a work queue, or why they are unknown. Requires management-uri."""
