@@ -28,7 +28,7 @@ def network(work: Work) -> Iterator[TcpProxy]:
 )
 def test_work_survives_refused_connections(work: Work, network: TcpProxy, handler: str) -> None:
     work.start(2, port=network.port, handler=handler)
-    with work.through("connection refused", within=30), network.refusing():
+    with work.through("connection refused", within=60), network.refusing():
         eventually(lambda: work.connected == 0)
         work.await_sent(40)
 
@@ -37,7 +37,7 @@ def test_work_survives_refused_connections(work: Work, network: TcpProxy, handle
 def test_work_survives_slow_network(work: Work, network: TcpProxy) -> None:
     work.start(2, port=network.port)
     with (
-        work.through("latency of 0.3 s in each direction", within=20, duplicates=False),
+        work.through("latency of 0.3 s in each direction", within=60, duplicates=False),
         network.slow(0.3),
     ):
         work.await_done(40)
@@ -46,7 +46,7 @@ def test_work_survives_slow_network(work: Work, network: TcpProxy) -> None:
 @pytest.mark.nightly
 def test_work_survives_black_hole_shorter_than_heartbeat(work: Work, network: TcpProxy) -> None:
     work.start(2, port=network.port)
-    with work.through("black hole for 2 s", within=20, duplicates=False), network.black_hole():
+    with work.through("black hole for 2 s", within=60, duplicates=False), network.black_hole():
         work.await_sent(80)
     assert work.lost_leases() == 0
 
@@ -71,6 +71,6 @@ def test_work_survives_connection_reset_within_a_frame(
     work: Work, network: TcpProxy, name: str, where: Cut
 ) -> None:
     work.start(2, port=network.port)
-    with work.through(f"connection reset in the middle of {name}", within=30):
+    with work.through(f"connection reset in the middle of {name}", within=60):
         for _ in range(3):
             network.cut(where)

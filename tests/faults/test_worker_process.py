@@ -23,7 +23,7 @@ TIMES = 3
 def test_work_survives_workers_killed_within_a_message(work: Work, handler: str) -> None:
     work.declare()
     work.start(2, handler=handler)
-    with work.through("worker killed (-9) in the middle of a message", within=30):
+    with work.through("worker killed (-9) in the middle of a message", within=60):
         for _ in range(TIMES):
             victim = work.workers[0]
             eventually(lambda victim=victim: victim.status()["busy"] > 0)
@@ -36,7 +36,7 @@ def test_stopped_workers_finish_messages_in_handlers(work: Work, handler: str) -
     """They finish messages in handlers, and RabbitMQ requeues deliveries that no handler got."""
     work.declare()
     work.start(2, handler=handler)
-    with work.through("worker stopped (SIGTERM) while it works", within=20, duplicates=False):
+    with work.through("worker stopped (SIGTERM) while it works", within=60, duplicates=False):
         for _ in range(TIMES):
             victim = work.workers[0]
             eventually(lambda victim=victim: victim.status()["busy"] > 0)
@@ -49,10 +49,10 @@ def test_stopped_workers_finish_messages_in_handlers(work: Work, handler: str) -
 def test_hanging_handlers_are_cancelled_and_given_up(work: Work, handler: str) -> None:
     """They are cancelled when their time is up, and given up after the last attempt."""
     work.declare()
-    work.start(2, "--timeout", "1", "--max-attempts", "2", handler=handler)
-    with work.through("handler that hangs", within=30, duplicates=False):
+    work.start(2, "--timeout", "3", "--max-attempts", "2", handler=handler)
+    with work.through("handler that hangs", within=60, duplicates=False):
         work.publish(*({"id": f"hangs {n}", "do": "sleep", "seconds": 60} for n in range(4)))
-        eventually(lambda: work.outcomes("timed_out") == 8)
+        eventually(lambda: work.outcomes("timed_out") >= 8)
     assert {f"hangs {n}" for n in range(4)} <= set(work.ledger.dead)
     assert work.lost_leases() == 0
 
@@ -62,7 +62,7 @@ def test_result_of_uncancellable_handler_does_not_count(work: Work) -> None:
     """Another worker takes the copy while it still runs: its end is no end of the message."""
     work.declare()
     work.start(2, "--timeout", "1")
-    with work.through("handler that ignores its cancellation", within=30):
+    with work.through("handler that ignores its cancellation", within=60):
         work.publish(*({"id": f"deaf {n}", "do": "ignore once", "seconds": 4} for n in range(2)))
         work.ledger.causes["its time was up and it ran on"] |= {"deaf 0", "deaf 1"}
         eventually(lambda: work.outcomes("timed_out") == 2)
@@ -84,7 +84,7 @@ def test_messages_that_kill_their_workers_are_dead_lettered(work: Work) -> None:
 def test_work_survives_killed_channels(work: Work, handler: str) -> None:
     work.declare()
     work.start(2, handler=handler)
-    with work.through("channel killed", within=30):
+    with work.through("channel killed", within=60):
         for _ in range(TIMES):
             before = work.lost_leases() + sum(work.reconnects)
             work.broker.kill_channel(work.vhost.name)
@@ -98,7 +98,7 @@ def test_late_result_after_lost_lease_does_not_count(work: Work) -> None:
     work.declare()
     with tcp_proxy(work.broker.port) as network:
         [first] = work.start(1, port=network.port)
-        with work.through("two workers on one message after a lost lease", within=30):
+        with work.through("two workers on one message after a lost lease", within=60):
             work.publish({"id": "twice", "do": "ignore", "seconds": 3})
             eventually(lambda: "twice" in first.events_of("start"))
             [second] = work.start(1)

@@ -15,6 +15,7 @@ from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import Queue, QueueSettings, QueueType, plan
 from workqueue_operator.broker import doorbell
+from workqueue_operator.scaling import gather
 from workqueue_web.dead_letters import sample
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
@@ -48,9 +49,12 @@ def consumers(vhost: VirtualHost) -> int:
 def connections(vhost: VirtualHost) -> int:
     """Connections that consume from the queues of a virtual host, as the server itself counts them."""
     name = ",".join(map(str, vhost.name.encode()))
-    of_consumer = "rabbit_misc:pget(connection, rabbit_channel:info(element(1, C), [connection]))"
-    listed = f"rabbit_amqqueue:list(<<{name}>>), C <- rabbit_amqqueue:consumers(Q)"
-    return int(vhost.broker.evaluate(f"length(lists:usort([{of_consumer} || Q <- {listed}]))"))
+    # A channel that is closing has no information.
+    listed = (
+        f"Q <- rabbit_amqqueue:list(<<{name}>>), C <- rabbit_amqqueue:consumers(Q),"
+        "[{connection, P}] <- [catch rabbit_channel:info(element(1, C), [connection])]"
+    )
+    return int(vhost.broker.evaluate(f"length(lists:usort([P || {listed}]))"))
 
 
 @TYPES
@@ -82,7 +86,7 @@ async def ready(broker: Probe, queue: str, count: int) -> bool:
 async def test_message_count_agrees_soon_after_a_ring(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
-    """A ring means at least one message, but a passive declare may lag: by less than 200 ms."""
+    """A ring means at least one message, but a passive declare may lag: by fewer polls than the operator makes."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
         for count in range(1, 21):
@@ -90,7 +94,11 @@ async def test_message_count_agrees_soon_after_a_ring(
             assert await broker.install_doorbell("jobs")
             put(channel, "jobs", *[b"x"] * 3)
             await until(lambda wanted=count: len(broker.told.rings) == wanted)
-            await until(lambda: ready(broker, "jobs", 3), seconds=0.2)
+            polls = 1
+            while not await ready(broker, "jobs", 3):
+                polls += 1
+                await asyncio.sleep(gather.RING_PAUSE)
+            assert polls <= gather.RING_AGREES_WITHIN / gather.RING_PAUSE
             channel.queue_purge("jobs")
             await until(lambda: ready(broker, "jobs", 0))
 
@@ -208,7 +216,7 @@ async def test_removed_doorbell_leaves_no_consumer(every_vhost: VirtualHost, que
         assert not await hanging
         put(channel, "jobs", b"x")
         await until(lambda: ready(broker, "jobs", 1))
-        assert consumers(every_vhost) == 0
+        await until(lambda: consumers(every_vhost) == 0)
         assert (broker.told.rings, broker.told.falls) == ([], [])
 
 
@@ -246,8 +254,7 @@ async def test_refused_doorbell_affects_no_other(every_vhost: VirtualHost, queue
             assert queue == names[1]
             assert refusal is not None
             assert refusal[0] == 403
-            await until(lambda: consumers(every_vhost) == 3)
-            assert broker.doorbells == 3
+            await until(lambda: consumers(every_vhost) == broker.doorbells == 3)
             put(channel, "open-1", b"x")
             await until(lambda: broker.told.rings == ["open-1"])
             assert broker.generation == 1
@@ -370,7 +377,6 @@ AT_ONCE = 50
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @TYPES
 async def test_fifty_simultaneous_large_bodies_are_discarded(
     every_vhost: VirtualHost, queue_type: QueueType
@@ -386,7 +392,7 @@ async def test_fifty_simultaneous_large_bodies_are_discarded(
         forget_peak(os.getpid())
         before = memory(os.getpid())
         await asyncio.gather(*(broker.install_doorbell(name) for name in names))
-        await until(lambda: len(set(broker.told.rings)) == AT_ONCE, seconds=60)
+        await until(lambda: len(set(broker.told.rings)) == AT_ONCE, seconds=240)
         grown = memory(os.getpid(), "VmHWM") - before
         print(f"{AT_ONCE} bodies of 16 MiB: {grown / 2**20:.0f} MiB at most")
         assert grown < GROWTH
@@ -394,7 +400,6 @@ async def test_fifty_simultaneous_large_bodies_are_discarded(
             await until(lambda queue=name: ready(broker, queue, 1))
 
 
-@pytest.mark.timeout(180)
 @TYPES
 async def test_large_message_on_idle_queue_does_not_grow_operator_memory(
     every_vhost: VirtualHost, queue_type: QueueType
@@ -456,7 +461,6 @@ async def test_lost_connection_for_large_messages_is_reported_and_reopened(vhost
         assert broker.generation == 1, "the connection for all queues stays"
 
 
-@pytest.mark.timeout(180)
 async def test_sampling_large_dead_letters_does_not_grow_memory(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker:
         await declared(broker, "jobs")

@@ -217,8 +217,8 @@ async def test_delay_queue_is_deleted_only_when_no_message_can_be_hidden(
     await declare(every_vhost)
     delay = f"jobs.retry.{SPEC}s"
     async with finalizer(every_vhost) as (under_test, cluster), channel_of(every_vhost) as channel:
-        put(channel, delay, b"x")
         channel.queue_delete("jobs")
+        put(channel, delay, b"x")
         await until(lambda: every_vhost.depth(delay) == (0, 1))
         assert await under_test.finalize(deleted("DeleteIfEmpty")) is not None
         assert left(every_vhost) == QUEUES, "the work queue is back, so that it can return"

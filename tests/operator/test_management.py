@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests.support.brokers import channel_of, put
+from tests.support.ports import free_port
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
@@ -68,19 +68,13 @@ async def test_management_api_lists_existing_delay_queues(
     assert sorted(found) == [f"{ODD}.retry.1s", f"{ODD}.retry.77s"]
 
 
-def closed_port() -> str:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{held.getsockname()[1]}"
-
-
 @pytest.mark.parametrize("mistake", ["no-listener", "wrong-password", "not-the-api", "missing-queue"])
 async def test_unanswered_management_request_is_unknown_and_never_zero(
     vhost: VirtualHost, management: Management, mistake: str
 ) -> None:
     right = binding_of(vhost)
     wrong = {
-        "no-listener": replace(right, management_uri=closed_port()),
+        "no-listener": replace(right, management_uri=f"http://127.0.0.1:{free_port()}"),
         "wrong-password": replace(right, password="wrong"),
         "not-the-api": replace(right, management_uri=f"http://127.0.0.1:{vhost.broker.port}"),
         "missing-queue": right,

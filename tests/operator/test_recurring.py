@@ -116,6 +116,9 @@ async def test_ledger_is_unknown_while_its_connection_is_blocked(vhost: VirtualH
     async with probe(vhost.url) as broker:
         await broker.ready()
         await note_one(broker)
+        assert broker._publishing is not None
+        assert broker._publishing._questions is not None
+        broker._publishing._questions._seconds = 1.0
         with vhost.broker.memory_alarm():
             publishing = asyncio.create_task(broker.publish(MESSAGE))
             with pytest.raises(ReconcileError, match="no answer") as raised:
@@ -226,6 +229,7 @@ async def test_memory_alarm_delays_a_message_and_blocks_nothing_else(
         await broker.declare(plan(QueueSettings("jobs")))
         with every_rabbitmq.memory_alarm():
             publishing = asyncio.create_task(broker.publish(MESSAGE))
+            await until(lambda: has_blocked(every_rabbitmq))
             assert (await broker.counts("jobs")).ready == 0
             assert not publishing.done()
         await publishing
@@ -302,10 +306,16 @@ async def test_lost_connection_leaves_the_message_uncertain(vhost: VirtualHost) 
         await broker.declare(plan(QueueSettings("jobs")))
         with vhost.broker.memory_alarm():
             publishing = asyncio.create_task(broker.publish_in_turn(MESSAGE))
-            await until(lambda: "blocked" in vhost.broker.ctl("list_connections", "state").split())
+            await until(lambda: has_blocked(vhost.broker))
             vhost.broker.close_connections()
             with pytest.raises(UnconfirmedError):
                 await publishing
+
+
+def has_blocked(server: Broker) -> bool:
+    """Whether a connection has published during an alarm, so that RabbitMQ no longer reads from it."""
+    states = "[catch rabbit_reader:info(C, [state]) || C <- rabbit_networking:connections()]"
+    return "blocked" in server.evaluate(states)
 
 
 def channel_count(vhost: VirtualHost) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pika.exceptions import ShortStringTooLong
 
+from tests.operator.conftest import PATIENCE
 from tests.support.brokers import Probe, channel_of, put
 from tests.support.passes import api, applied, operator, workqueue
 from tests.support.rabbitmq import VirtualHost
@@ -25,6 +26,7 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ReconcileError
+from workqueue_operator.reconcile import queue as passes_queue
 from workqueue_operator.reconcile.queue import PLACES, PLACES_PER_NAMESPACE, Lane
 
 HANGING = [f"hanging-{number}" for number in range(20)]
@@ -137,6 +139,7 @@ async def test_hanging_queue_is_left_alone_and_asked_again_after_its_late_answer
         assert broker.told.falls == []
 
     await until(lambda: broker.told.falls == [(HANGING[0], None)])
+    broker._questions._seconds = PATIENCE
 
     assert (await broker.counts(HANGING[0])).ready == 0
 
@@ -202,7 +205,7 @@ async def test_declarations_without_an_answer_leave_places_to_other_passes(vhost
                 queue.add(key, Lane.RESYNC)
 
             # So many run only if those before have given their places back.
-            await until(lambda: len(queue._running) >= 3 * PLACES_PER_NAMESPACE)
+            await until(lambda: len(queue._running) >= 3 * PLACES_PER_NAMESPACE, 60)
 
             await queue.stop(0)
 
@@ -211,6 +214,9 @@ async def test_busy_broker_does_not_get_all_passes_at_the_same_time(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster may need 50 ms for each queue. With all passes at the same time, their calls would time out."""
+    # The slowness is RabbitMQ's alone.
+    monkeypatch.setattr(passes_queue, "PLACE_SECONDS", FOREVER)
+    monkeypatch.setattr(channels, "PLACE_SECONDS", FOREVER)
     many = [("team" if number % 2 else "other", f"jobs-{number}") for number in range(100)]
     cluster = api(vhost.url)
     cluster.answer("PATCH", "/deployments/jobs-", applied)
@@ -233,7 +239,7 @@ async def test_busy_broker_does_not_get_all_passes_at_the_same_time(
 
         for key in many:
             queue.add(key, Lane.RESYNC)
-        await until(are_declared)
+        await until(are_declared, 120)
 
         await queue.stop(1)
     assert most < 2 * PLACES

@@ -66,7 +66,7 @@ async def test_standby_connects_and_neither_declares_nor_consumes(vhost: Virtual
         await made.connected()
 
         assert not vhost.exists("jobs")
-        assert channels_of(vhost.broker) == "0"
+        assert channels_in(vhost) == 0
 
 
 async def test_leader_takes_over_the_open_connection(vhost: VirtualHost) -> None:
@@ -124,10 +124,8 @@ async def test_unreadable_secret_of_one_workqueue_stops_no_other(vhost: VirtualH
         await until(lambda: next(iter(made.brokers)).broker.connected)
 
 
-def channels_of(server: Server) -> str:
-    """How many channels the operator's connections have."""
-    return server.evaluate(
-        "length([C || C <- rabbit_channel:list_local(), [{connection, P}] <- [rabbit_channel:info(C, [connection])],"
-        " [{client_properties, Told}] <- [rabbit_reader:info(P, [client_properties])],"
-        ' lists:member({<<"connection_name">>, longstr, <<"workqueue-operator">>}, Told)])'
-    )
+def channels_in(vhost: VirtualHost) -> int:
+    """How many channels the connections to a virtual host have."""
+    name = ",".join(map(str, vhost.name.encode()))
+    found = f"[{{vhost, <<{name}>>}}] <- [catch rabbit_channel:info(C, [vhost])]"
+    return int(vhost.broker.evaluate(f"length([C || C <- rabbit_channel:list_local(), {found}])"))

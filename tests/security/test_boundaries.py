@@ -105,8 +105,8 @@ def test_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: 
         with operator_process(tmp_path / "operator.log", theirs, ours):
             eventually(lambda: "Declared" in reasons("theirs", theirs), 60, "theirs works")
             apply(manifest("theirs"), namespace=ours)
-            found = eventually(lambda: reasons("theirs", ours) - {"AwaitingOperator"}, 60, "ours is judged")
-    assert Reason.SECRET_NOT_FOUND.value in found
+            eventually(lambda: Reason.SECRET_NOT_FOUND.value in reasons("theirs", ours), 60, "ours is judged")
+            assert "Declared" not in reasons("theirs", ours)
 
 
 def manifest(name: str) -> Object:

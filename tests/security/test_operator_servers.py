@@ -24,6 +24,8 @@ from workqueue_web import server
 MORE_MEMORY: Final = 48 * 1024 * 1024
 """Bytes that an attack may add; the pod's limit is 512 MiB."""
 
+PATIENCE: Final = 60.0
+
 SERVERS: Final = """
 import asyncio, json, sys
 from workqueue_operator.endpoint import Endpoint
@@ -63,11 +65,11 @@ class Target:
         self._path = path
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def ask(self) -> int:
         """The status of an ordinary request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             connection.request("GET", self._path)
             return connection.getresponse().status

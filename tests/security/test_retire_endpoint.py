@@ -52,7 +52,7 @@ def forged() -> list[tuple[str | None, str]]:
         (sign(Purpose.RETIRE, "another", b"guest", now), "Wrong"),
         (sign(Purpose.RESUME, POD_UID, b"guest", now), "Wrong"),
         (sign(Purpose.RETIRE, POD_UID, b"guest", now - 61), "Expired"),
-        (sign(Purpose.RETIRE, POD_UID, b"guest", now + 61), "Expired"),
+        (sign(Purpose.RETIRE, POD_UID, b"guest", now + 3600), "Expired"),
         (sign(Purpose.RETIRE, POD_UID, b"guest", float("inf")), "Expired"),
         (sign(Purpose.RETIRE, POD_UID, b"guest", float("nan")), "Expired"),
     ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +39,15 @@ def memory_limit(process: int, size: int) -> Iterator[None]:
 def _kill_all(members: Path) -> list[str]:
     found = members.read_text().split()
     for pid in found:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
     return found
 
 
 def children(process: int) -> list[int]:
     """The processes that any thread of a process has started."""
-    files = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(pid) for file in files for pid in file.read_text().split()]
+    found: list[int] = []
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += map(int, file.read_text().split())
+    return found

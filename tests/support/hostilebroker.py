@@ -52,10 +52,7 @@ class Peer:
         while True:
             size, found = frame.decode_frame(self._received)
             if found is None:
-                more = self.connection.recv(65_536)
-                if not more:
-                    raise ConnectionError("the client is gone")
-                self._received += more
+                self._receive()
                 continue
             self._received = self._received[size:]
             if isinstance(found, frame.Method) and isinstance(found.method, kind):
@@ -69,12 +66,18 @@ class Peer:
         """Greet; `properties` is an encoded table."""
         self._received = b""
         while len(self._received) < 8:
-            self._received += self.connection.recv(65_536)
+            self._receive()
         self._received = self._received[8:]
         table = properties if properties is not None else struct.pack(">I", 0)
         fields = b"\x00\x09" + table + long_string(b"PLAIN EXTERNAL") + long_string(b"en_US")
         self.send(raw_method(0, spec.Connection.Start.INDEX, fields))
         self.method(spec.Connection.StartOk)
+
+    def _receive(self) -> None:
+        more = self.connection.recv(65_536)
+        if not more:
+            raise ConnectionError("the client is gone")
+        self._received += more
 
     def open(self, channels: int = CHANNELS, largest: int = FRAME, heartbeat: int = 0) -> None:
         """Go on until the connection is open."""
@@ -167,7 +170,11 @@ class HostileBroker:
             peer.linger()
 
     def _pass_on(self, connection: socket.socket) -> None:
-        with connection, socket.create_connection(("127.0.0.1", self._real_port)) as real:
+        with (
+            connection,
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self._real_port)) as real,
+        ):
             self._open.append(real)
             self.passed_on += 1
             back = threading.Thread(target=_pump, args=(real, connection), daemon=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.ports import free_port
+
 
 class Requests:
     """A request to an HTTP handler."""
@@ -22,7 +24,10 @@ class Requests:
 
 @contextmanager
 def server(answer: Callable[[BaseHTTPRequestHandler, int], None], port: int = 0) -> Iterator[Requests]:
-    """An HTTP server; `answer` gets the request and its number from 1."""
+    """An HTTP server; `answer` gets the request and its number from 1.
+
+    After it has ended, no outgoing connection takes its port, so that a test can start another one there.
+    """
     requests = Requests()
 
     class Handler(BaseHTTPRequestHandler):
@@ -35,7 +40,7 @@ def server(answer: Callable[[BaseHTTPRequestHandler, int], None], port: int = 0)
         def log_message(self, *_: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", port or free_port()), Handler)
     http.daemon_threads = True
     requests.port = http.server_address[1]
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})

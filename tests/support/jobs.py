@@ -52,20 +52,21 @@ def handle(message: Message) -> None:
     record("start", message, job)
     match job.get("do", "ok"):
         case "sleep":
-            if message.cancelled.wait(job["seconds"]):
+            if message.cancelled.wait(_seconds(job, message)):
                 record("cancelled", message, job)
                 return
-        case "ignore":  # its cancellation
-            time.sleep(job["seconds"])
+        case "wait":
+            _wait_for_sign(job, message)
+        case "ignore":
+            _ignore(job, message)
         case "hold the interpreter":  # as a C extension that does not release Python's lock
             ctypes.PyDLL(None).sleep(job["seconds"])
         case "ignore once":
             time.sleep(job["seconds"] if message.attempt == 1 else 0)
-        case "fail on sign":  # of the test; the first time
-            while message.attempt == 1 and not os.path.exists(job["sign"]):  # noqa: PTH110
-                if message.cancelled.wait(0.05):
-                    return
+        case "fail on sign":  # the first time
             if message.attempt == 1:
+                if not _wait_for_sign(job, message):
+                    return
                 raise ValueError("the first time")
         case "linger":  # the first time, and ignore its cancellation
             time.sleep(0 if message.redelivered else job["seconds"])
@@ -81,10 +82,13 @@ async def handle_async(message: Message) -> None:
     match job.get("do", "ok"):
         case "sleep":
             try:
-                await asyncio.sleep(job["seconds"])
+                await asyncio.sleep(_seconds(job, message))
             except asyncio.CancelledError:
                 record("cancelled", message, job)
                 raise
+        case "wait":
+            while not _is_signed(job):  # noqa: ASYNC110 - another process makes the sign
+                await asyncio.sleep(0.05)
         case "block":
             time.sleep(job["seconds"])  # noqa: ASYNC251 - that is what is being tested
         case "exit in a task":
@@ -133,9 +137,34 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
             _die_once(job)
 
 
+def _seconds(job: dict[str, Any], message: Message) -> float:
+    """How long the handler takes: `again` seconds, if given, for a message that is delivered again."""
+    return float(job.get("again", job["seconds"]) if message.redelivered else job["seconds"])
+
+
+def _wait_for_sign(job: dict[str, Any], message: Message) -> bool:
+    """Wait until the test has made the file `sign`. Returns False if the handler is cancelled before."""
+    while not _is_signed(job):
+        if message.cancelled.wait(0.05):
+            return False
+    return True
+
+
+def _ignore(job: dict[str, Any], message: Message) -> None:
+    """Take as long as asked, or until the test has made the file `sign`, although the handler is cancelled."""
+    if "sign" not in job:
+        time.sleep(_seconds(job, message))
+    while "sign" in job and not _is_signed(job):
+        time.sleep(0.05)
+
+
+def _is_signed(job: dict[str, Any]) -> bool:
+    return os.path.exists(job["sign"])  # noqa: PTH110 - a handler needs no more
+
+
 def _retry(job: dict[str, Any], message: Message) -> None:
-    if "until" in job:
-        if time.time() < job["until"]:
+    if "sign" in job:
+        if not _is_signed(job):
             raise Retry(after=1, reason="quota used up", counts=False)
     elif message.attempt == 1:
         raise Retry(after=job.get("after"), reason=job.get("why", ""))

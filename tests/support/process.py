@@ -42,7 +42,7 @@ def _states(pid: int) -> set[str]:
     """The states of all its threads."""
     found = set()
     for status in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):
             found.add(status.read_text().rpartition(")")[2].split()[0])
     return found
 

@@ -40,8 +40,9 @@ RELEASES: Final = {"3.10": "bookworm", "4.0": "trixie", "4.3": "sid"}
 """The RabbitMQ series under test, and the Debian release of each."""
 
 DEFAULT: Final = "4.0"
-START_SECONDS: Final = 120.0
+START_SECONDS: Final = 300.0
 STOP_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 60.0
 
 _HOME: Final = "/var/lib/rabbitmq"
 _NODE: Final = "rabbit@localhost"
@@ -131,7 +132,7 @@ class VirtualHost:
 
     def connect(self) -> pika.BlockingConnection:
         """A plain connection for the test itself."""
-        return pika.BlockingConnection(pika.URLParameters(self.url))
+        return self.broker.connect(self.name)
 
     def depth(self, queue: str) -> Depth:
         """The counts of ready and of unacknowledged messages."""
@@ -300,7 +301,10 @@ class Broker:
 
     def connect(self, vhost: str = "/") -> pika.BlockingConnection:
         """A plain connection for the test itself."""
-        return pika.BlockingConnection(pika.URLParameters(self.url_of(vhost)))
+        parameters = pika.URLParameters(self.url_of(vhost))
+        parameters.heartbeat = 0  # a test may do something else for minutes
+        parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
+        return pika.BlockingConnection(parameters)
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl (takes a second or two) and return what it prints."""
@@ -381,15 +385,19 @@ class Broker:
         """The live counts of ready messages, and of held messages that are not ready.
 
         Held: unacknowledged, or in transfer from a quorum queue to a dead-letter target.
+
+        A quorum queue applies what a channel sends to it when its log is on disk. The command that purges no node
+        comes after all that channels have sent.
         """
         expression = (
             f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
             "case amqqueue:get_type(Q) of"
             "  rabbit_quorum_queue ->"
-            "    All = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),"
-            "    Ready = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_ready/1),"
-            "    case {Ready, All} of"
-            "      {{ok, {_, R}, _}, {ok, {_, A}, _}} -> {R, A - R};"
+            "    Leader = amqqueue:get_pid(Q),"
+            "    ra:process_command(Leader, rabbit_fifo:make_purge_nodes([])),"
+            "    Counts = fun(S) -> {rabbit_fifo:query_messages_ready(S), rabbit_fifo:query_messages_total(S)} end,"
+            "    case ra:local_query(Leader, Counts) of"
+            "      {ok, {_, {Ready, All}}, _} -> {Ready, All - Ready};"
             "      _ -> recovering "
             "    end;"
             "  _ ->"
@@ -492,9 +500,9 @@ class Broker:
     def kill_channel(self, vhost: str) -> None:
         """Kill the process of one channel that has a consumer."""
         self.evaluate(
-            "Has = fun(C) -> [{vhost, V}, {consumer_count, N}] ="
-            f" rabbit_channel:info(C, [vhost, consumer_count]), N > 0 andalso V == {_binary(vhost)} end,"
-            "[C | _] = lists:filter(Has, rabbit_channel:list_local()), exit(C, kill)"
+            "[C | _] = [C || C <- rabbit_channel:list_local(),"
+            f" [{{vhost, {_binary(vhost)}}}, {{consumer_count, N}}] <-"
+            " [catch rabbit_channel:info(C, [vhost, consumer_count])], N > 0], exit(C, kill)"
         )
 
     @contextmanager
@@ -503,6 +511,7 @@ class Broker:
         before = self.evaluate("rabbit_disk_monitor:get_disk_free_limit()")
         self.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000000000000)")
         try:
+            self._await_alarm()
             yield
         finally:
             self.evaluate(f"rabbit_disk_monitor:set_disk_free_limit({before})")
@@ -513,11 +522,18 @@ class Broker:
         before = self.evaluate("vm_memory_monitor:get_vm_memory_high_watermark()")
         self.evaluate("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1})")
         try:
-            # Some versions check their memory only at intervals.
-            eventually(lambda: "resource_limit" in self.evaluate("rabbit_alarm:get_alarms()"))
+            self._await_alarm()
             yield
         finally:
             self.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({before})")
+
+    def _await_alarm(self) -> None:
+        """Wait for an alarm (some versions look only at intervals), and until each connection knows of it."""
+        unaware = (
+            "[C || C <- rabbit_networking:connections(),"
+            " [{state, running}] <- [catch rabbit_reader:info(C, [state])]]"
+        )
+        eventually(lambda: self.evaluate(f"{{rabbit_alarm:get_alarms() =/= [], {unaware}}}") == "{true, []}")
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the server's log."""
@@ -604,7 +620,7 @@ class Broker:
         waiting = [self._process.pid]
         while waiting:
             process = waiting.pop()
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, ProcessLookupError):
                 if Path(f"/proc/{process}/comm").read_text().strip() == "beam.smp":
                     return process
             waiting += _children(process)
@@ -614,7 +630,7 @@ class Broker:
 def _children(process: int) -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
 
 

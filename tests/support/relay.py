@@ -63,12 +63,12 @@ class Relay:
     def start(self) -> None:
         """Accept connections."""
         self._thread.start()
-        assert self._up.wait(10), "the relay did not start"
+        assert self._up.wait(60), "the relay did not start"
 
     def stop(self) -> None:
         """End every connection."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join()
         self._loop.close()
 
     @contextmanager
@@ -100,12 +100,14 @@ class Relay:
         if self._refusing:
             _abort(writer)
             return
+        self._open.add(writer)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
+            self._open.discard(writer)
             _abort(writer)
             return
-        self._open |= {writer, back}
+        self._open.add(back)
         of_pod = ip_address(writer.get_extra_info("peername")[0]) in _PODS
         crash = None if of_pod else self._crash
         awaited: dict[int, tuple[str, int]] = {}

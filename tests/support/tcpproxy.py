@@ -96,7 +96,7 @@ class TcpProxy:
         self._run(self._refuse())
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join()
         self._loop.close()
 
     # -- faults
@@ -138,7 +138,7 @@ class TcpProxy:
 
     def _run(self, work: Any) -> None:
         done: Future[None] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        done.result(10)
+        done.result()
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -167,6 +167,8 @@ class TcpProxy:
                 self._writers.add(to_writer)
                 await self._join(reader, writer, to_reader, to_writer)
         finally:
+            self._writers.discard(writer)
+            writer.close()
             self._tasks.discard(task)
 
     async def _join(

@@ -24,6 +24,7 @@ from workqueue.contract.signing import HEADER, Purpose, sign
 
 ROOT: Final = Path(__file__).parents[2]
 POD_UID: Final = "6f1c7f3e-0000-4000-8000-000000000001"
+PATIENCE: Final = 60.0
 THREADS: Final = "tests.support.jobs:handle"
 ASYNC: Final = "tests.support.jobs:handle_async"
 IN_THREADS: Final = ("--isolation", "Thread")
@@ -76,7 +77,7 @@ class Worker:
 
     @property
     def log_entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in _complete_lines(self.log) if line.startswith("{")]
 
     def count_log(self, sentence: str) -> int:
         """How often a message was logged."""
@@ -86,9 +87,7 @@ class Worker:
     def events(self) -> list[dict[str, Any]]:
         if not self._events_file.exists():
             return []
-        text = self._events_file.read_text()
-        # A line may still be incomplete.
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [json.loads(line) for line in _complete_lines(self._events_file.read_text())]
 
     def events_of(self, kind: str) -> list[Any]:
         """The ids of all events of a kind, in order."""
@@ -97,12 +96,12 @@ class Worker:
     def request(self, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> Any:
         """(status code, parsed JSON or text) of a request to the endpoint."""
         if self.port is None:
-            self.port = eventually(self._find_port)
+            self.port = eventually(self._find_port, PATIENCE)
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", method=method, headers=headers or {}
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 code, text = answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -130,7 +129,7 @@ class Worker:
         return self.request("/retire", method, {HEADER: header})
 
     def wait_consuming(self) -> Worker:
-        eventually(lambda: self._check_alive() and self.status()["consuming"])
+        eventually(lambda: self._check_alive() and self.status()["consuming"], PATIENCE)
         return self
 
     # -- actions
@@ -138,11 +137,11 @@ class Worker:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for its end; returns the exit code."""
         return self.process.wait(timeout)
 
-    def stop(self, timeout: float = 20.0) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         """SIGTERM, and wait."""
         self.signal()
         return self.wait(timeout)
@@ -161,6 +160,11 @@ class Worker:
             if entry["message"] == "The endpoint is up.":
                 return int(entry["port"])
         return None
+
+
+def _complete_lines(text: str) -> list[str]:
+    """The lines of a file that a process may be writing."""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 class Workers:

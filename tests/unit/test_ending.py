@@ -21,6 +21,6 @@ def test_what_was_printed_is_not_lost_when_an_exit_hook_never_returns() -> None:
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": ""},
         check=True,
-        timeout=20,
+        timeout=120,
     )
     assert ended.stdout == b"done 7\n"

@@ -32,7 +32,7 @@ async def test_failed_kopf_task_ends_the_watch_but_no_other_task(
     )
     younger = asyncio.create_task(asyncio.sleep(3600))
     with pytest.raises(RuntimeError, match="kopf has met something"):
-        await asyncio.wait_for(watching, 5)
+        await asyncio.wait_for(watching, 60)
     assert [task.done() for task in tasks] == [True, True]
     assert not younger.done()
     younger.cancel()

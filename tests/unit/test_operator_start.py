@@ -43,7 +43,7 @@ class Process:
         return NextPass()
 
     async def begins_to_watch(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self.watches.wait()
 
 

@@ -16,7 +16,7 @@ from workqueue.contract import topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.properties import Properties
 
-SOON, LATER, LATEST = 200, 3600, topology.LONGEST_DELAY_SECONDS
+SOON, LATER, LATEST = 235, 3600, topology.LONGEST_DELAY_SECONDS
 """Delays in seconds. No message is due during a test."""
 
 

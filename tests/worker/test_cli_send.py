@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import time
 from contextlib import suppress
 
 import pytest
@@ -153,7 +152,7 @@ def test_endless_stream_to_missing_queue_ends(vhost, tmp_path):
         with suppress(BrokenPipeError):
             while True:
                 os.write(command.stdin.fileno(), b"x\n" * 1000)
-        assert command.wait(20) == 1
+        assert command.wait() == 1
     assert "Not everything was sent: stopped before line" in errors.read_text()
 
 
@@ -186,7 +185,7 @@ def test_sigterm_stops_send_and_reports_confirmed_messages(hello):
             command.stdin.flush()
             os.kill(command.pid, signal.SIGTERM)
             out = command.stdout.read()
-        assert command.wait(20) == 130
+        assert command.wait() == 130
     report = json.loads(out)
     assert not report["complete"]
     assert {one["error"] for one in report["failed"]} <= {"Unconfirmed", "NotSent"}
@@ -284,14 +283,12 @@ UNREACHABLE = [
 ]
 
 
-def test_unreachable_broker_is_reported_immediately():
-    begun = time.monotonic()
-    done = workqueue("send", "--queue", "q", "x", url="amqp://127.0.0.1:1/")
+def test_unreachable_broker_is_reported_without_waiting():
+    done = workqueue("send", "--queue", "q", "--timeout", "3600", "x", url="amqp://127.0.0.1:1/")
     assert done.code == 1
     assert done.err.startswith(
         "workqueue send: RabbitMQ at amqp://127.0.0.1:1/ cannot be used: Connection refused"
     )
-    assert time.monotonic() - begun < 5
 
 
 def test_wrong_password_is_reported_and_not_shown(vhost):
@@ -336,6 +333,13 @@ def test_connection_flags_override_the_environment(hello, tmp_path):
     )
 
 
+def shown_on(terminal):
+    """All that the only program of a terminal writes to it. A terminal that is not read blocks its program."""
+    with suppress(OSError):  # the program has ended
+        while data := os.read(terminal, 4096):
+            yield data
+
+
 @pytest.mark.parametrize("with_rich", [True, False], ids=["with rich", "without rich"])
 def test_send_shows_progress_on_a_terminal(hello, tmp_path, with_rich):
     if not with_rich:
@@ -349,9 +353,9 @@ def test_send_shows_progress_on_a_terminal(hello, tmp_path, with_rich):
         stdout=subprocess.PIPE,
         stderr=child,
     ) as command:
+        os.close(child)
+        shown = b"".join(shown_on(parent)).decode()
         out = command.stdout.read()
-    os.close(child)
-    shown = os.read(parent, 100_000).decode()
     os.close(parent)
     assert command.returncode == 0
     assert out == b"20 messages of 20 confirmed.\n"

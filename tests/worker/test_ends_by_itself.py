@@ -100,7 +100,7 @@ def test_worker_has_no_more_slots_than_messages(vhost: VirtualHost, workers: Wor
 def test_requeued_message_does_not_count(vhost: VirtualHost, workers: Workers) -> None:
     """A worker that loses its connection handles the message again."""
     worker = workers.start(vhost.url, "--max-messages", "1").wait_consuming()
-    publish(vhost, {"id": 1, "do": "sleep", "seconds": 3}, {"id": 2})
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60, "again": 0}, {"id": 2})
     eventually(lambda: worker.events_of("start") == [1])
 
     vhost.broker.close_connections()

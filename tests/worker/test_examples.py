@@ -108,7 +108,7 @@ def test_http_handler_example_in_node_reverses_letters(
         worker.stop()
     finally:
         server.terminate()
-        output = server.communicate(timeout=10)[0].decode()
+        output = server.communicate()[0].decode()
     assert sorted(output.splitlines()) == ["desserts" * size, "ysub"]
     assert take_all(vhost, "jobs.dead")[0][0].headers["x-workqueue-failure-reason"] == "Rejected"
 

@@ -128,7 +128,7 @@ def test_expired_shutdown_ends_command_and_requeues_message(
     eventually((tmp_path / "parent").exists)
     assert worker.stop() == 0
     assert vhost.depth("jobs") == (1, 0)
-    assert not _alive(int((tmp_path / "parent").read_text()))
+    eventually(lambda: not _alive(int((tmp_path / "parent").read_text())))
 
 
 def _alive(pid: int) -> bool:
@@ -194,11 +194,11 @@ def test_retry_after_is_honoured(vhost: VirtualHost, workers: Workers) -> None:
 
     times: list[float] = []
     with server(answer) as requests:
-        worker = workers.start(vhost.url, "--http", requests.url, "--delays", "60", handler=None)
+        worker = workers.start(vhost.url, "--http", requests.url, "--delays", "3600", handler=None)
         worker.wait_consuming()
         publish(vhost, b"body")
         eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 1})
-    assert 1.9 < times[1] - times[0] < 6
+    assert times[1] - times[0] > 1.9
 
 
 @pytest.mark.parametrize("code", [429, 503])

@@ -293,10 +293,10 @@ def test_email_waits_for_another_attempt_that_has_begun(
     vhost: VirtualHost, start: Start, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", redis_server)
-    with Redis.from_url(redis_server) as notes:
-        notes.set("email:begun", "begun", ex=2)  # by a worker that has died
     program = block("idempotency.md", "from redis import").replace("LEASE_SECONDS = 60", "LEASE_SECONDS = 2")
     worker = start(program, "send_email")
+    with Redis.from_url(redis_server) as notes:
+        notes.set("email:begun", "begun", ex=2)  # by a worker that has died
 
     publish(vhost, b"ada", message_id="begun")
 

@@ -84,7 +84,7 @@ def test_handler_past_its_timeout_keeps_its_token(vhost: VirtualHost, workers: W
 
     eventually(lambda: ended(worker) == {"slow", "next"})
     assert most_at_once(worker.events) == 1
-    assert worker.outcomes() == {"timed_out": 1, "acked": 1}
+    eventually(lambda: worker.outcomes() == {"timed_out": 1, "acked": 1})
 
 
 def test_failing_handlers_return_their_tokens(vhost: VirtualHost, workers: Workers) -> None:
@@ -118,8 +118,9 @@ def test_workers_take_turns_while_the_limit_is_reached(vhost: VirtualHost, worke
     eventually(lambda: len(ended(several[0])) == 30)
     by_worker = [event["pid"] for event in several[0].events if event["event"] == "start"]
     turns = [len(list(group)) for _, group in itertools.groupby(by_worker)]
-    # A turn lasts 0.2 s, so that it has about four messages. A busy machine makes it shorter.
-    assert max(turns[:-1]) < 10
+    # A turn lasts 0.2 s, so that it has about four messages. A busy machine makes it shorter. The first and the last
+    # one are longer: the other worker does not wait yet, or no more.
+    assert max(turns[1:-1]) < 10
 
 
 def test_handler_keeps_its_token_beyond_the_consumer_timeout(vhost: VirtualHost, workers: Workers) -> None:

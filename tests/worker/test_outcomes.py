@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,11 @@ from tests.support.wait import eventually
 from tests.support.worker import ASYNC, IN_THREADS, THREADS, Workers, is_empty, publish, take_all
 from workqueue import Publisher
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.publish_pipeline import PublishPipeline
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import delay_route
+
+NEVER = "/no/such/sign"
 
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
 
@@ -123,7 +129,7 @@ def test_retry_keeps_published_properties_and_records_the_failure(
         assert (event["expiration"], event["priority"], event["correlation_id"]) == ("600000", 4, "c-1")
     assert second["headers"]["x-workqueue-failure-reason"] == "Exception"
     assert second["headers"]["x-workqueue-worker"] == "pod-0"
-    assert 0.85 < second["at"] - first["at"] < 5
+    assert second["at"] - first["at"] > 0.85
     [(properties, body)] = take_all(vhost, "jobs.dead")
     headers = properties.headers
     assert body == b'{"id": 1, "do": "fail", "why": "disk full"}'
@@ -163,16 +169,15 @@ def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "attempts"),
-    [({"do": "fail"}, 1), ({"do": "retry", "until": 2**40}, 0)],
+    [({"do": "fail"}, 1), ({"do": "retry", "sign": NEVER}, 0)],
     ids=["counted", "uncounted"],
 )
 def test_message_expiring_while_it_awaits_retry_is_not_handled_again(
     every_vhost: VirtualHost, workers: Workers, job: dict[str, Any], attempts: int
 ) -> None:
-    first = workers.start(every_vhost.url, "--delays", "1").wait_consuming()
+    first = workers.start(every_vhost.url, "--delays", "1", "--max-messages", "1").wait_consuming()
     publish(every_vhost, {"id": 1, **job}, expiration="8000")
-    eventually(lambda: first.outcomes() == {"retried": 1})
-    first.stop()
+    assert first.wait(60) == 0
     failed_at = first.events[0]["at"]
     eventually(lambda: every_vhost.depth("jobs").ready == 1 and time.time() > failed_at + 8)
 
@@ -209,7 +214,7 @@ def test_newer_retry_with_priority_does_not_block_older_ones(
     time.sleep(4)  # so that the delay of the next copy ends later
     publish(every_vhost, {"id": "prioritised", "do": "fail once"}, priority=7)
 
-    eventually(lambda: len(worker.events_of("end")) == 9)
+    eventually(lambda: len(worker.events_of("end")) == 9, 60)
     assert sorted(worker.events_of("end")[1:-1]) == list(range(7))
     second = worker.events[-1]
     assert (second["id"], second["attempt"], second["priority"]) == ("prioritised", 2, 7)
@@ -336,12 +341,15 @@ def test_handler_may_choose_its_retry_delay(vhost: VirtualHost, workers: Workers
     ids=["in a thread", "as a coroutine", "in a process"],
 )
 def test_uncounted_retries_leave_all_attempts(
-    vhost: VirtualHost, workers: Workers, handler: str, isolation: str
+    vhost: VirtualHost, workers: Workers, handler: str, isolation: str, tmp_path: Path
 ) -> None:
+    sign = tmp_path / "sign"
     arguments = ("--max-attempts", "2", "--isolation", isolation)
     worker = workers.start(vhost.url, *arguments, handler=handler).wait_consuming()
 
-    publish(vhost, {"id": 1, "do": "retry", "until": time.time() + 4}, {"id": 2, "do": "fail"})
+    publish(vhost, {"id": 1, "do": "retry", "sign": str(sign)}, {"id": 2, "do": "fail"})
+    eventually(lambda: worker.events_of("start").count(1) > 2)
+    sign.touch()
 
     eventually(lambda: worker.outcomes()["acked"] == 1 and worker.outcomes()["dead_lettered"] == 1)
     attempts = [event["attempt"] for event in worker.events if event["id"] == 1]
@@ -351,9 +359,11 @@ def test_uncounted_retries_leave_all_attempts(
 
 
 def test_uncounted_retries_end_at_the_maximum_age(every_vhost: VirtualHost, workers: Workers) -> None:
-    worker = workers.start(every_vhost.url, "--max-age", "5", "--max-attempts", "1").wait_consuming()
+    with PublishPipeline(lambda: from_url(every_vhost.url), "test") as pipeline:
+        pipeline.declare_plan(delay_route("jobs", 1).plan).result()  # else the first retry takes 2 s longer
+    worker = workers.start(every_vhost.url, "--max-age", "6", "--max-attempts", "1").wait_consuming()
 
-    publish(every_vhost, {"id": 1, "do": "retry", "until": time.time() + 3600})
+    publish(every_vhost, {"id": 1, "do": "retry", "sign": NEVER})
 
     eventually(lambda: worker.outcomes()["dead_lettered"] == 1)
     first_attempts = {event["headers"].get("x-workqueue-first-attempt-at") for event in worker.events[1:]}
@@ -372,7 +382,10 @@ def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHo
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     # A worker waits two seconds before it uses a delay queue that it declared.
     new = SAFE_AFTER_SECONDS
-    assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
+    least = [1 + new, 2 + new, 2]
+    assert all(gap > 0.85 * delay for gap, delay in zip(gaps, least, strict=True))
+    first_steps = [event["headers"]["x-first-death-queue"] for event in worker.events[1:]]
+    assert first_steps == ["jobs.retry.step.1s", "jobs.retry.step.2s", "jobs.retry.step.2s"]
 
 
 @BOTH
@@ -391,15 +404,19 @@ def test_timed_out_handler_is_cancelled_and_its_message_retried(
     eventually(lambda: worker.events_of("end") == [2])
 
 
-def test_handler_ignoring_cancellation_gets_no_second_message(vhost: VirtualHost, workers: Workers) -> None:
+def test_handler_ignoring_cancellation_gets_no_second_message(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    sign = tmp_path / "sign"
     worker = workers.start(vhost.url, "--timeout", "1", "--max-attempts", "1").wait_consuming()
-    publish(vhost, {"id": "deaf", "do": "ignore", "seconds": 3}, {"id": "next"})
+    publish(vhost, {"id": "deaf", "do": "ignore", "sign": str(sign)}, {"id": "next"})
     eventually(lambda: worker.outcomes()["timed_out"] == 1)
     assert worker.status()["busy"] == 1
     assert not worker.status()["consuming"]
+    sign.touch()
     eventually(lambda: worker.events_of("end") == ["deaf", "next"])
-    assert worker.events[-1]["at"] - worker.events[0]["at"] >= 3
-    assert worker.outcomes() == {"timed_out": 1, "acked": 1}
+    assert [event["event"] for event in worker.events] == ["start", "end"] * 2
+    eventually(lambda: worker.outcomes() == {"timed_out": 1, "acked": 1})
 
 
 @pytest.mark.parametrize("isolation", ["Thread", "Process"])
@@ -451,39 +468,46 @@ def test_handler_that_calls_exit_fails_like_any_other(vhost: VirtualHost, worker
 
 @BOTH
 def test_slots_run_concurrently_and_hold_one_message_each(
-    vhost: VirtualHost, workers: Workers, handler: str
+    vhost: VirtualHost, workers: Workers, handler: str, tmp_path: Path
 ) -> None:
+    sign = tmp_path / "sign"
     worker = workers.start(vhost.url, "--concurrency", "3", handler=handler).wait_consuming()
     eventually(lambda: _consumers(vhost) == 3)
-    publish(vhost, *({"id": number, "do": "sleep", "seconds": 1.5} for number in range(5)))
-    eventually(lambda: worker.status()["busy"] == 3)
+    publish(vhost, *({"id": number, "do": "wait", "sign": str(sign)} for number in range(5)))
+    eventually(lambda: len(worker.events_of("start")) == 3)
+    assert worker.status()["busy"] == 3
     assert vhost.depth("jobs") == (2, 3)
+    sign.touch()
     eventually(lambda: len(worker.events_of("end")) == 5)
-    assert max(event["at"] for event in worker.events) - worker.events[0]["at"] < 4.5
 
 
 def test_worker_reports_figures_of_last_minute(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
+    begun = time.monotonic()
     publish(vhost, *({"id": number, "do": "sleep", "seconds": 0.2} for number in range(3)))
     eventually(lambda: worker.status()["handled"] == 3)
     status: dict[str, Any] = worker.status()
     assert status["queue"] == "jobs"
     assert status["slots"] == 1
-    assert status["meanHandlerSeconds"] == pytest.approx(0.2, abs=0.15)
+    assert 0.19 < status["meanHandlerSeconds"] < (time.monotonic() - begun) / 3
     assert status["recentHandlerSeconds"] == status["meanHandlerSeconds"]
     assert (status["received"], sum(status["handlerTimes"].values())) == (3, 3)
     assert (status["connected"], status["lastError"], status["retired"]) == (True, None, False)
     assert eventually(lambda: worker.status()["arrivalPerSecond"]) <= 3 / 5
 
 
-def test_worker_reports_for_how_long_its_oldest_handler_runs(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_reports_for_how_long_its_oldest_handler_runs(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    sign = tmp_path / "sign"
     worker = workers.start(vhost.url, "--concurrency", "2").wait_consuming()
     assert worker.status()["busySeconds"] is None
 
-    publish(vhost, {"id": 1, "do": "sleep", "seconds": 6}, {"id": 2, "do": "sleep", "seconds": 0.5})
+    publish(vhost, {"id": 1, "do": "wait", "sign": str(sign)}, {"id": 2, "do": "sleep", "seconds": 0.5})
     eventually(lambda: worker.events_of("end") == [2])
 
     assert worker.status()["busySeconds"] >= 0.5, "the oldest handler counts"
+    sign.touch()
     eventually(lambda: worker.status()["busy"] == 0)
     assert worker.status()["busySeconds"] is None
 

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,10 +222,13 @@ def test_threads_share_a_publisher_through_lost_connections(
 
     def work(worker: int) -> None:
         for number in range(200):
-            try:
-                stored.append(publisher.publish(b"", queue=queue, message_id=f"{worker}-{number}"))
-            except Unconfirmed as error:
-                stored.append(publisher.publish(b"", queue=queue, message_id=error.message_id))
+            publish(f"{worker}-{number}")
+
+    def publish(message_id: str) -> None:
+        while True:
+            with suppress(Unconfirmed):
+                stored.append(publisher.publish(b"", queue=queue, message_id=message_id))
+                return
 
     with Publisher(vhost.url, name="through") as publisher, ThreadPoolExecutor(8) as pool:
         tasks = [pool.submit(work, worker) for worker in range(8)]

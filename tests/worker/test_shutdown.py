@@ -17,12 +17,16 @@ BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", 
 
 @BOTH
 def test_running_handler_finishes_after_sigterm_and_no_message_follows(
-    vhost: VirtualHost, workers: Workers, handler: str
+    vhost: VirtualHost, workers: Workers, handler: str, tmp_path: Path
 ) -> None:
+    sign = tmp_path / "sign"
     worker = workers.start(vhost.url, handler=handler).wait_consuming()
-    publish(vhost, {"id": 1, "do": "sleep", "seconds": 1.5}, {"id": 2})
+    publish(vhost, {"id": 1, "do": "wait", "sign": str(sign)}, {"id": 2})
     eventually(lambda: worker.events_of("start") == [1])
-    assert worker.stop() == 0
+    worker.signal()
+    eventually(lambda: worker.count_log("Shutting down; handlers may finish."))
+    sign.touch()
+    assert worker.wait() == 0
     assert worker.events_of("end") == [1]
     assert vhost.depth("jobs") == (1, 0)
     assert worker.log_entries[-1]["message"] == "Shut down."
@@ -45,11 +49,11 @@ def test_handler_exceeding_the_grace_period_is_cancelled_and_requeued(
     vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(vhost.url, "--grace", "1", handler=handler).wait_consuming()
-    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 600})
     eventually(lambda: worker.events_of("start") == [1])
     begun = time.monotonic()
     assert worker.stop() == 0
-    assert 0.8 < time.monotonic() - begun < 4
+    assert time.monotonic() - begun > 0.8
     assert worker.events_of("cancelled") == [1]
     assert vhost.depth("jobs") == (1, 0), "the message is on the queue again"
     with vhost.connect() as connection:
@@ -62,9 +66,9 @@ def test_handler_ignoring_cancellation_does_not_keep_process_alive(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url, "--grace", "0.5").wait_consuming()
-    publish(vhost, {"id": 1, "do": "ignore", "seconds": 60})
+    publish(vhost, {"id": 1, "do": "ignore", "seconds": 600})
     eventually(lambda: worker.events_of("start") == [1])
-    assert worker.stop(8) == 0
+    assert worker.stop() == 0
     assert vhost.depth("jobs") == (1, 0)
 
 
@@ -72,13 +76,13 @@ def test_handler_ignoring_cancellation_does_not_keep_process_alive(
 def test_second_signal_ends_the_grace_period(
     vhost: VirtualHost, workers: Workers, second: signal.Signals
 ) -> None:
-    worker = workers.start(vhost.url, "--grace", "60").wait_consuming()
-    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
+    worker = workers.start(vhost.url, "--grace", "600").wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 600})
     eventually(lambda: worker.events_of("start") == [1])
     worker.signal()
     eventually(lambda: worker.count_log("Shutting down; handlers may finish."))
     worker.signal(second)
-    assert worker.wait(5) == 0
+    assert worker.wait() == 0
     assert vhost.depth("jobs") == (1, 0)
 
 
@@ -246,11 +250,10 @@ def test_pending_retry_is_finished_before_exit(vhost: VirtualHost, workers: Work
     assert vhost.depth("jobs.retry.step.16s").ready == 1
 
 
-def test_idle_worker_exits_immediately(vhost: VirtualHost, workers: Workers) -> None:
-    worker = workers.start(vhost.url).wait_consuming()
-    begun = time.monotonic()
+def test_idle_worker_exits_without_waiting(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--grace", "600").wait_consuming()
+
     assert worker.stop() == 0
-    assert time.monotonic() - begun < 2
 
 
 def test_never_connected_worker_exits_on_sigterm(workers: Workers) -> None:
@@ -261,7 +264,7 @@ def test_never_connected_worker_exits_on_sigterm(workers: Workers) -> None:
 
 def test_killed_worker_loses_nothing(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
-    publish(vhost, {"id": 1, "do": "sleep", "seconds": 2})
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60, "again": 0})
     eventually(lambda: worker.events_of("start") == [1])
     worker.kill()
     second = workers.start(vhost.url).wait_consuming()

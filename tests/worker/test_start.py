@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-import time
 from pathlib import Path
 from typing import Final
 
@@ -171,9 +171,9 @@ def test_endpoint_answers_kubelet_and_prometheus(vhost: VirtualHost, workers: Wo
 
 def test_idle_worker_is_small_and_starts_quickly(vhost: VirtualHost, workers: Workers) -> None:
     """Loose bounds against regressions; the benchmark measures the figures."""
-    begun = time.monotonic()
     worker = workers.start(vhost.url).wait_consuming()
-    assert time.monotonic() - begun < 5
+    ticks = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    assert sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") < 5, "seconds of processor time"
     resident = int(Path(f"/proc/{worker.process.pid}/statm").read_text().split()[1]) * 4096
     assert resident < 48 * 1024 * 1024
 
@@ -198,7 +198,9 @@ def test_process_of_a_handler_imports_only_what_its_first_message_needs(
     (tmp_path / "imported.py").write_text(
         "import json, pathlib, sys\n"
         "def handle(message):\n"
-        f"    pathlib.Path({str(found)!r}).write_text(json.dumps(sorted(sys.modules)))\n"
+        f"    file = pathlib.Path({str(found)!r})\n"
+        "    file.with_suffix('.new').write_text(json.dumps(sorted(sys.modules)))\n"
+        "    file.with_suffix('.new').rename(file)\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:worker"}
     workers.start(vhost.url, "--isolation", isolation, handler="imported:handle", environment=environment)

@@ -358,8 +358,7 @@ def test_commands_flush_spans_to_collector_before_exit(
     assert (sent.code, sent.err) == (0, "")
     assert ("shop", "publish jobs") in collector.spans
     eventually(lambda: worker.outcomes() == {"acked": 1})
-    worker.process.terminate()
-    assert worker.process.wait(20) == 0
+    assert worker.stop() == 0
     assert ("jobs", "process jobs") in collector.spans
 
 
