@@ -30,7 +30,7 @@ def definition() -> Iterator[str]:
     made["spec"]["group"] = group
     name = made["metadata"]["name"] = f"tested.{group}"
     apply(made)
-    kubectl("wait", "crd", name, "--for=condition=Established", "--timeout=60s")
+    kubectl("wait", "crd", name, "--for=condition=Established", "--timeout=120s")
     yield name
     kubectl("delete", "crd", name, "--ignore-not-found")
 

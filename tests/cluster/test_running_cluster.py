@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_nam
 from tests.support.localcluster import CHECKOUT, cluster, environment
 from tests.support.wait import eventually
 
-UP_AGAIN_SECONDS = 30
-
 
 @pytest.fixture(scope="module", autouse=True)
 def running() -> None:
@@ -25,11 +22,9 @@ def running() -> None:
     cluster("up")
 
 
-def test_second_up_is_quick_and_changes_nothing() -> None:
+def test_second_up_changes_nothing() -> None:
     before = Instance(DEFAULT_NAME).record()
-    started = time.monotonic()
     done = cluster("up")
-    assert time.monotonic() - started < UP_AGAIN_SECONDS
     assert "already up" in done.stderr
     assert Instance(DEFAULT_NAME).record() == before
 
@@ -110,7 +105,7 @@ def output_of_client(namespace: str) -> str:
     """What the pod `client` printed until its end."""
     pod = ("pod/client", f"--namespace={namespace}")
     eventually(
-        lambda: kubectl_json("get", *pod)["status"]["phase"] == "Succeeded", 60, "the pod ran to its end"
+        lambda: kubectl_json("get", *pod)["status"]["phase"] == "Succeeded", 240, "the pod ran to its end"
     )
     return kubectl("logs", *pod)
 

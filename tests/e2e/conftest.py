@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from tests.support import helm
 from tests.support.inside import Rabbit, rabbit_in
-from tests.support.kubernetes import kubeconfig, temporary_namespace
+from tests.support.kubernetes import KubectlError, kubeconfig, temporary_namespace
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab, lab_in
 
@@ -59,4 +60,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = outcome.get_result()  # type: ignore[attr-defined]
     release = item.session.stash.get(RELEASE, None)
     if report.failed and release is not None:
-        report.sections.append(("operator's log", "\n".join(release.logs().splitlines()[-25:])))
+        with suppress(KubectlError):  # a pod has no log yet, or the operator is uninstalled
+            report.sections.append(("operator's log", "\n".join(release.logs().splitlines()[-25:])))

@@ -11,7 +11,6 @@ import contextlib
 import json
 import secrets
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,8 +58,8 @@ class Bench:
         }
         kubectl("apply", "--filename=-", input=json.dumps(body))
         where = f"--namespace={self.namespace}"
-        kubectl("wait", "--for=condition=Ready", f"wq/{name}", where, "--timeout=30s")
-        eventually(lambda: self.consumers(queue) == 1, 10, "the doorbell is installed")
+        kubectl("wait", "--for=condition=Ready", f"wq/{name}", where, "--timeout=120s")
+        eventually(lambda: self.consumers(queue) == 1, 60, "the doorbell is installed")
         return queue
 
     def consumers(self, queue: str) -> int:
@@ -82,7 +81,7 @@ class Bench:
 
     def get(self, path: str) -> str:
         """A page of the operator's endpoint."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as response:
             return str(response.read().decode())
 
 
@@ -120,7 +119,7 @@ def bench(
             yield Bench(proxy, namespace, broker, process, port, log)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
             print(log.read_text()[-4000:])
 
 
@@ -156,6 +155,10 @@ def is_write(request: Request) -> bool:
     return request.method != "GET"
 
 
+def is_write_of_the_count(request: Request) -> bool:
+    return is_write(request) and request.path.endswith("/deployments/refused-worker")
+
+
 def is_watch(request: Request) -> bool:
     return request.watch
 
@@ -169,8 +172,8 @@ def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_pa
         with under_test.proxy.fault(Fault(is_watch, event=EXPIRED)):
             under_test.proxy.cut_watches()
             kubectl("delete", "wq", "ghost", f"--namespace={under_test.namespace}")
-            eventually(lambda: under_test.consumers(queue) == 0, 20, "its doorbell is removed")
-        assert 'workqueue="ghost"' not in under_test.get("/metrics")
+            eventually(lambda: under_test.consumers(queue) == 0, 60, "its doorbell is removed")
+        eventually(lambda: 'workqueue="ghost"' not in under_test.get("/metrics"), 60, "and its metrics")
 
 
 @pytest.mark.usefixtures("crd")
@@ -184,10 +187,10 @@ def test_refused_writes_are_retried(status: int, rabbitmq: Broker, tmp_path: Pat
         with under_test.proxy.fault(Fault(is_write, status=status, headers=headers)):
             before = len(under_test.proxy.seen)
             under_test.publish(queue)
-            refused = lambda: sum(map(is_write, under_test.proxy.seen[before:]))  # noqa: E731
-            eventually(lambda: refused() >= 2, 20, "it was tried twice")
+            refused = lambda: sum(map(is_write_of_the_count, under_test.proxy.seen[before:]))  # noqa: E731
+            eventually(lambda: refused() >= 2, 60, "it was tried twice")
             assert under_test.replicas("refused") == 0
-        eventually(lambda: under_test.replicas("refused") == 1, 30, "it goes through once it may")
+        eventually(lambda: under_test.replicas("refused") == 1, 120, "it goes through once it may")
 
 
 @pytest.mark.slow
@@ -196,7 +199,7 @@ def test_slow_api_server_delays_but_breaks_nothing(rabbitmq: Broker, tmp_path: P
     with bench(rabbitmq, tmp_path) as under_test, under_test.proxy.fault(Fault(lambda _: True, delay=1.0)):
         queue = under_test.create("slow")
         under_test.publish(queue)
-        eventually(lambda: under_test.replicas("slow") == 1, 30, "it wakes")
+        eventually(lambda: under_test.replicas("slow") == 1, 120, "it wakes")
 
 
 @pytest.mark.slow
@@ -206,10 +209,8 @@ def test_leader_that_cannot_renew_exits_and_stops_writing(rabbitmq: Broker, tmp_
     with bench(rabbitmq, tmp_path, election=True) as under_test:
         queue = under_test.create("fenced")
         with under_test.proxy.fault(Fault(lambda _: True, status=0)):
-            begun = time.monotonic()
             under_test.publish(queue)
-            assert under_test.process.wait(30) == LEASE_LOST
-            print(f"ended {time.monotonic() - begun:.1f} s after the API server fell silent")
+            assert under_test.process.wait(120) == LEASE_LOST
         assert under_test.replicas("fenced") == 0
 
 
@@ -219,7 +220,7 @@ def test_liveness_is_independent_of_api_server(rabbitmq: Broker, tmp_path: Path)
         under_test.create("alive")
         with under_test.proxy.fault(Fault(lambda _: True, status=503)):
             before = len(under_test.proxy.seen)
-            eventually(lambda: len(under_test.proxy.seen) > before + 3, 20, "it has noticed")
+            eventually(lambda: len(under_test.proxy.seen) > before + 3, 60, "it has noticed")
             assert under_test.get("/livez") == "ok"
 
 
@@ -238,12 +239,12 @@ def test_process_with_refused_first_list_retries_without_lease(
     first = FirstList()
     fault = Fault(first, status=429, headers=(("Retry-After", "1"),))
     with bench(rabbitmq, tmp_path, election=True, fault=fault) as under_test:
-        eventually(lambda: first.asked >= 4, 60, "it was retried")
+        eventually(lambda: first.asked >= 4, 120, "it was retried")
         assert under_test.process.poll() is None
         assert holder(under_test) == "", "a process that knows everything need not wait for this one"
         if stops:
             under_test.process.terminate()
-            assert under_test.process.wait(30) == 0
+            assert under_test.process.wait(60) == 0
         else:
             first.refuses = False
             under_test.create("late")

@@ -14,7 +14,7 @@ from tests.support.workqueues import Lab, lab_in
 def test_deleted_workqueue_keeps_its_queue_by_default(lab: Lab) -> None:
     workqueue = lab.workqueue("retained").apply().wait_ready()
     assert not workqueue.get()["metadata"].get("finalizers")
-    workqueue.delete(seconds=20)
+    workqueue.delete()
     assert {"retained", "retained.dead"} <= set(lab.queues())
 
 
@@ -22,7 +22,7 @@ def test_delete_policy_deletes_the_queues(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("deleted", queue={"deletionPolicy": "Delete"}, suspend=False).apply().wait_ready()
     )
-    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 60, "the finalizer is set")
     workqueue.delete()
     assert not {"deleted", "deleted.dead"} & set(lab.queues())
 
@@ -32,13 +32,13 @@ def test_delete_if_empty_waits_and_reports_why(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("kept", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
     )
-    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 60, "the finalizer is set")
     workqueue.publish([{"id": 1}])
     workqueue.delete(wait=False)
     condition = workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     assert "abandon-queue" in condition["message"]
     lab.channel.queue_purge("kept")
-    eventually(lambda: not workqueue.exists(), 60, "it goes once the queue is empty")
+    eventually(lambda: not workqueue.exists(), 120, "it goes once the queue is empty")
     assert not {"kept", "kept.dead"} & set(lab.queues())
 
 
@@ -46,13 +46,13 @@ def test_annotation_releases_stuck_workqueue_and_keeps_queue(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("stuck", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
     )
-    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 60, "the finalizer is set")
     workqueue.publish([{"id": 1}])
     workqueue.delete(wait=False)
     workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     kubectl("annotate", "wq", "stuck", "workqueue.dev/abandon-queue=true", f"--namespace={lab.namespace}")
-    eventually(lambda: not workqueue.exists(), 30, "it goes")
-    eventually(lambda: lab.ready("stuck") == 1, 30, "it still waits in the queue")
+    eventually(lambda: not workqueue.exists(), 60, "it goes")
+    eventually(lambda: lab.ready("stuck") == 1, 60, "it still waits in the queue")
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_namespace_can_be_deleted_with_its_workqueues(lab: Lab) -> None:
         lab_in(namespace, lab.rabbit) as other,
     ):
         workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
-        eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+        eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 60, "the finalizer is set")
         kubectl("delete", "namespace", namespace, "--wait=false")
         gone = "--ignore-not-found"
-        eventually(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
+        eventually(lambda: not kubectl("get", "namespace", namespace, gone), 300, "the namespace is gone")
         other.close()

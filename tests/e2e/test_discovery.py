@@ -34,7 +34,7 @@ BROKEN = {
 def restart(operator: OperatorRelease) -> None:
     where = f"--namespace={operator.namespace}"
     kubectl("rollout", "restart", f"deployment/{operator.name}", where)
-    kubectl("rollout", "status", f"deployment/{operator.name}", where, "--timeout=90s")
+    kubectl("rollout", "status", f"deployment/{operator.name}", where, "--timeout=200s")
 
 
 def assert_it_works(lab: Lab, name: str) -> None:
@@ -58,8 +58,8 @@ def test_forbidden_listed_namespace_is_skipped_and_reported(lab: Lab, operator: 
     listed = f"WORKQUEUE_WATCH_NAMESPACES={lab.namespace},no-such-namespace"
     kubectl("set", "env", f"deployment/{operator.name}", listed, where)
     try:
-        kubectl("rollout", "status", f"deployment/{operator.name}", where, "--timeout=90s")
+        kubectl("rollout", "status", f"deployment/{operator.name}", where, "--timeout=200s")
         assert_it_works(lab, "beside-forbidden")
-        eventually(lambda: "The namespace is left out." in operator.logs(), 20, "the log says so")
+        eventually(lambda: "The namespace is left out." in operator.logs(), 60, "the log says so")
     finally:
         operator.install(watchNamespaces=[lab.namespace])

@@ -46,7 +46,7 @@ def helm_test(release: OperatorRelease) -> str:
         helm.HelmError: it failed.
     """
     where = f"--namespace={release.namespace}", f"--kubeconfig={KUBECONFIG}"
-    return helm.run("test", release.name, *where, "--logs", "--timeout=110s")
+    return helm.run("test", release.name, *where, "--logs", "--timeout=240s")
 
 
 def test_helm_test_sends_a_message_and_cleans_up(place: Lab, release: OperatorRelease) -> None:
@@ -79,4 +79,4 @@ def test_helm_test_fails_with_advice(title: str, place: Lab, release: OperatorRe
     assert advice in said
     assert place.password not in said
     where = f"--namespace={place.namespace}"
-    eventually(lambda: not kubectl_json("get", "wq", where)["items"], 30, "no WorkQueue stays behind")
+    eventually(lambda: not kubectl_json("get", "wq", where)["items"], 60, "no WorkQueue stays behind")

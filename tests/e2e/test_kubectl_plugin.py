@@ -23,7 +23,7 @@ from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest
 
-SECONDS: Final = 90
+SECONDS: Final = 240
 ATTENTIVE: Final = (
     sys.executable,
     "-c",
@@ -105,7 +105,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
 ) -> None:
     workqueue.publish([{"id": number, "reject": True} for number in range(3)])
     eventually(
-        lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "three dead letters"
+        lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 120, "three dead letters"
     )
     listed = run("dead", "list", "plugin", "--reason", "Rejected", "--limit", "2")
     assert listed.out.splitlines()[-1] == "2 of 3 dead letters of plugin."
@@ -116,7 +116,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     assert run("dead", "show", "plugin", letter[:-1], "-o", "json").json["id"] == letter
     assert run("dead", "replay", "plugin", "--id", letter).out == "1 message replayed to plugin.\n"
     # It is rejected again.
-    eventually(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "it came back")
+    eventually(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 120, "it came back")
     refused = run("dead", "purge", "plugin")
     assert (refused.code, "--yes" in refused.err) == (2, True)
     assert run("dead", "purge", "plugin", "--yes", "-o", "json").json == {"queue": "plugin", "dropped": 3}
@@ -124,7 +124,8 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
 
 @pytest.mark.slow
 def test_delayed_message_is_cancelled_by_its_id(run: Any, workqueue: WorkQueueUnderTest) -> None:
-    run("send", "plugin", '{"id": "unwanted"}', "--delay", "30")
+    # A busy machine may need half of the delay until the cancel.
+    run("send", "plugin", '{"id": "unwanted"}', "--delay", "60")
     [waiting] = run("delayed", "list", "plugin", "-o", "json").json["messages"]
 
     done = run("cancel", "plugin", waiting["id"], "-o", "json")
@@ -132,7 +133,7 @@ def test_delayed_message_is_cancelled_by_its_id(run: Any, workqueue: WorkQueueUn
     assert (done.code, done.json["queue"], done.json["cancelled"]) == (0, "plugin", [waiting["id"]])
     dead = eventually(
         lambda: run("dead", "list", "plugin", "--reason", "Cancelled", "-o", "json").json["messages"],
-        60,
+        240,
         "the message is a dead letter",
     )
     assert [letter["id"] for letter in dead] == [waiting["id"]]
@@ -148,10 +149,13 @@ def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: Wor
             (found := run("status", "plugin", "-o", "json").json)
             and found["inHandlers"] == 0
             and found["status"].get("messages") == 0
+            and len(found["pods"]) == found["status"].get("desiredReplicas")
+            and {pod["state"] for pod in found["pods"]} == {"idle"}
+            and {"Declared", "Backlog"} <= {event["reason"] for event in found["events"]}
             and found
         ),
-        60,
-        "all is done",
+        120,
+        "all is done, and every worker is idle",
     )
     replicas = document["status"]["desiredReplicas"]
     assert document["why"][-1] == "0 waiting and 0 in handlers need 0 replicas (2 messages per replica)."
@@ -159,10 +163,7 @@ def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: Wor
         f"Up: immediately at {2 * replicas + 1} messages or more, waiting and in handlers."
     )
     assert "300 s" in document["whatWouldChangeIt"][1]
-    assert len(document["pods"]) == replicas
-    assert {pod["state"] for pod in document["pods"]} == {"idle"}
     assert all(pod["worker"]["queue"] == "plugin" for pod in document["pods"])
-    assert {"Declared", "Backlog"} <= {event["reason"] for event in document["events"]}
     text = run("status", "plugin").out
     for title in ("CONDITION", f"Why the count is {replicas}", "What would change it", "POD", "EVENT"):
         assert title in text
@@ -211,9 +212,9 @@ def test_top_refreshes_on_a_terminal_until_ctrl_c(lab: Lab, workqueue: WorkQueue
     reading = threading.Thread(target=follow)
     reading.start()
     try:
-        eventually(lambda: "".join(shown).count("MESSAGES") >= 3, 30, "the table has come three times")
+        eventually(lambda: "".join(shown).count("MESSAGES") >= 3, 120, "the table has come three times")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -235,7 +236,7 @@ def test_pause_resume_scale_and_release_change_the_workqueue(run: Any, workqueue
     workqueue.wait_ready()
     assert run("scale", "plugin", "2", "-o", "json").json["replicas"] == 2
     workqueue.wait_condition("ScalingActive", "False", "Pinned")
-    eventually(lambda: workqueue.replicas() == 2, 60, "two, as was asked for")
+    eventually(lambda: workqueue.replicas() == 2, 120, "two, as was asked for")
     assert run("scale", "plugin", "--release").out == "plugin is released. Scaling resumes.\n"
     workqueue.wait_condition("ScalingActive", "True")
     assert "replicas" not in workqueue.get()["spec"]
@@ -252,7 +253,7 @@ def test_cluster_internal_broker_is_reached_through_worker(run: Any, workqueue: 
             ),
             "",
         ),
-        60,
+        120,
         "a worker is idle",
     )
     through = run("send", "plugin", '{"id": "relayed"}', "--through", pod)
@@ -330,9 +331,12 @@ def test_workqueue_reader_sees_workers_and_events_as_unknown(
     kubectl("create", "role", "looker", "--verb=get,list", "--resource=workqueues.workqueue.dev,pods", where)
     kubectl("create", "rolebinding", "looker", "--role=looker", "--user=looker", where)
     workqueue.publish([{"id": "look"}])
-    eventually(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 60, "a worker is Ready")
-    done = run("status", "plugin", "--as=looker")
-    assert done.code == 0
+    eventually(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 120, "a worker is Ready")
+    done = eventually(
+        lambda: (shown := run("status", "plugin", "--as=looker")).code == 0 and shown,
+        60,
+        "the role is in force",
+    )
     assert "The number of messages in handlers is currently unknown." in done.out
     assert "?: the worker did not answer. Check that you may get pods/proxy." in done.out
     assert "Events are not shown: you lack the permission" in done.out

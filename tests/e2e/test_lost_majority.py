@@ -31,8 +31,8 @@ class RabbitNodes(Rabbit):
         """Start the nodes and wait until each is a member."""
         apply(*self._manifests())
         where = f"--namespace={self.namespace}"
-        kubectl("rollout", "status", f"statefulset/{self.name}", where, "--timeout=110s")
-        eventually(lambda: len(self.running_nodes()) == NODES, 60, "all nodes are members")
+        kubectl("rollout", "status", f"statefulset/{self.name}", where, "--timeout=200s")
+        eventually(lambda: len(self.running_nodes()) == NODES, 120, "all nodes are members")
 
     def running_nodes(self) -> list[str]:
         """The members that run, as the first node sees them."""
@@ -42,7 +42,7 @@ class RabbitNodes(Rabbit):
     def stop_all_but_first(self) -> None:
         """Lose the majority of the nodes."""
         kubectl("scale", f"statefulset/{self.name}", "--replicas=1", f"--namespace={self.namespace}")
-        eventually(lambda: len(self.running_nodes()) == 1, 60, "one node is left")
+        eventually(lambda: len(self.running_nodes()) == 1, 120, "one node is left")
 
     def _manifests(self) -> list[dict[str, Any]]:
         deployment, service = manifests(self.namespace, self.name)
@@ -120,8 +120,9 @@ def test_queue_without_majority_does_not_silence_idle_others(lab: Lab, nodes: Ra
     for workqueue in others:
         nodes.publish(channel, workqueue.name, [{"id": workqueue.name}])
     for workqueue in others:
+        results = f"{workqueue.name}.results"
         eventually(
-            lambda name=workqueue.name: nodes.queues(lab.vhost)[f"{name}.results"]["messages"] == 1,
+            lambda queue=results: channel.queue_declare(queue, passive=True).method.message_count == 1,
             120,
             f"a worker of {workqueue.name} has handled its message",
         )

@@ -13,7 +13,7 @@ from tests.simulation.world import World
 from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
 from tests.support.wait import eventually
 
-SETTLES_SECONDS = 90.0
+SETTLES_SECONDS = 180.0
 
 
 class RealSite:

@@ -45,7 +45,7 @@ def test_role_edit_is_enough_after_the_preparation(rabbit: Rabbit) -> None:
         release = OperatorRelease(name, namespace, partial(helm.run, f"--kube-as-user={team}"))
         try:
             apply(*prepared)
-            eventually(lambda: _may_create_workqueues(team, where), 30, "the role edit includes WorkQueues")
+            eventually(lambda: _may_create_workqueues(team, where), 60, "the role edit includes WorkQueues")
             release.install(**listed, rbac={"create": False}, admissionPolicy={"enabled": False})
             workqueue = lab.workqueue("own").apply().wait_ready()
             workqueue.publish([{"id": 1, "seconds": 0}])

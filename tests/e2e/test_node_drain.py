@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import defaultdict
 
@@ -31,7 +32,7 @@ def test_consolidating_drain_interrupts_no_long_handler(lab: Lab) -> None:
             "scaleInDelaySeconds": 600,
         },
     ).apply()
-    eventually(lambda: workqueue.status().get("readyReplicas") == BUSY + IDLE, 120, "all workers are Ready")
+    eventually(lambda: workqueue.status().get("readyReplicas") == BUSY + IDLE, 300, "all workers are Ready")
     marks: dict[str, list[str]] = defaultdict(list)
 
     def note(line: str) -> None:
@@ -42,12 +43,14 @@ def test_consolidating_drain_interrupts_no_long_handler(lab: Lab) -> None:
     selector = "--selector=workqueue.dev/workqueue=consolidated"
     shown = "{.metadata.name} {.metadata.annotations.workqueue\\.dev/protected}{'\\n'}"
     with watching("pods", selector, f"--namespace={lab.namespace}", f"--output=jsonpath={shown}", each=note):
+        eventually(lambda: len(marks) == BUSY + IDLE, 60, "the pods are being watched")
         workqueue.publish([{"id": number, "seconds": HANDLER_SECONDS} for number in range(BUSY)])
         eventually(
             lambda: sum(is_protected(pod) for pod in workqueue.pods()) == BUSY, 100, "busy pods are protected"
         )
         evicted = drain(workqueue)
         results = workqueue.results(BUSY)
+        eventually(lambda: all(marks[one["pod"]][-1] == "" for one in results), 60, "the watch has seen it")
 
     assert sorted(result["id"] for result in results) == list(range(BUSY)), "each once, none lost"
     assert {(result["event"], result["attempt"], result["redelivered"]) for result in results} == {
@@ -109,4 +112,6 @@ def test_operator_may_list_cordoned_nodes_and_no_more(operator: OperatorRelease)
     for verb in ("get", "watch", "patch"):
         with pytest.raises(KubectlError):
             kubectl("auth", "can-i", verb, "nodes", account)
-    assert "The cordoned nodes could not be read." not in operator.logs()
+    # Not any other status: a busy API server may answer too late.
+    refused = re.compile(r'The cordoned nodes could not be read.*"status": 403')
+    assert not refused.search(operator.logs())

@@ -35,7 +35,9 @@ def test_template_reaches_the_pods_and_a_refused_one_changes_nothing(lab: Lab) -
         },
     }
     workqueue = lab.workqueue(
-        "templated", worker={"template": template, "disruption": {"maxUnavailable": "50%"}}
+        "templated",
+        worker={"template": template, "disruption": {"maxUnavailable": "50%"}},
+        scaling={"scaleInDelaySeconds": 600},
     )
     workqueue.apply().wait_ready().publish([{"id": 1, "seconds": 1}])
     assert len(workqueue.results(1)) == 1
@@ -73,6 +75,11 @@ def test_stock_image_with_a_script_handles_messages(lab: Lab) -> None:
         },
     )
     workqueue.apply().wait_ready().publish([{"id": number} for number in range(3)])
-    eventually(lambda: lab.queues()["stock"]["messages"] == 0, 120, "all messages are handled")
-    assert lab.queues()["stock.dead"]["messages"] == 0
+    eventually(
+        lambda: workqueue.status().get("lastScaleReason", "").startswith("Idle"), 240, "the workers have gone"
+    )
+    assert (lab.ready("stock"), lab.ready("stock.dead")) == (0, 0)
+    assert not [name for name in lab.queues() if name.startswith("stock.retry.")], (
+        "no message waits for a retry"
+    )
     workqueue.delete()

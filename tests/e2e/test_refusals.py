@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.support.kubernetes import KubectlError, apply, kubectl, kubectl_json
+from tests.support.kubernetes import KubectlError, apply, kubectl
 from tests.support.wait import eventually
-from tests.support.workqueues import Lab, WorkQueueUnderTest
+from tests.support.workqueues import Lab
 
 JOBS = [{"id": number, "seconds": 2} for number in range(40)]
 
@@ -46,21 +45,17 @@ def policy(lab: Lab, expression: str, message: str, reason: str) -> Iterator[Non
             kubectl("delete", kind, name, "--ignore-not-found")
 
 
-def in_force(workqueue: WorkQueueUnderTest, replicas: int) -> None:
-    """Wait until the API server refuses this count; a new policy takes some moments."""
-    where = f"--namespace={workqueue.lab.namespace}"
-    # Not `kubectl scale`: the policy is for Deployments, and not for their subresource.
-    change = json.dumps({"spec": {"replicas": replicas}})
-    command = ("patch", "deployment", f"{workqueue.name}-worker", where, f"--patch={change}")
+def in_force(lab: Lab, sentence: str, *command: str) -> None:
+    """Wait until the API server refuses a command; a new policy or quota takes some moments."""
 
     def refused() -> bool:
         try:
-            kubectl(*command, "--dry-run=server")
+            kubectl(*command, "--dry-run=server", f"--namespace={lab.namespace}")
         except KubectlError as error:
-            return "denied request" in str(error)
+            return sentence in str(error)
         return False
 
-    eventually(refused, 60, "the policy is in force")
+    eventually(refused, 120, f"{sentence!r} is in force")
 
 
 @pytest.mark.slow
@@ -72,14 +67,17 @@ def test_admission_policy_limit_is_obeyed_and_named(lab: Lab, reason: str) -> No
     workqueue.apply().wait_ready()
     workqueue.publish([{"id": "canary"}])
     workqueue.results(1)
-    with policy(lab, "object.spec.replicas <= 2", "no more than two replicas here", reason):
-        in_force(workqueue, 9)
+    sentence = "no more than two replicas here"
+    with policy(lab, "object.spec.replicas <= 2", sentence, reason):
+        # Not `kubectl scale`: the policy is for Deployments, and not for their subresource.
+        nine = '--patch={"spec":{"replicas":9}}'
+        in_force(lab, sentence, "patch", "deployment", f"{workqueue.name}-worker", nine)
         workqueue.publish(JOBS)
         eventually(lambda: workqueue.replicas() == 2, 60, "the highest admitted count is written")
         ready = workqueue.wait_condition("Ready", "False", "CountRefused")
-        assert "no more than two replicas here" in ready["message"]
+        assert sentence in ready["message"]
         assert workqueue.condition("ScalingActive")["reason"] == "CountRefused"
-        assert "CountRefused" in workqueue.event_reasons()
+        eventually(lambda: "CountRefused" in workqueue.event_reasons(), 60, "an Event says so")
         results = workqueue.results(len(JOBS))
         assert sorted(result["id"] for result in results) == [job["id"] for job in JOBS]
     workqueue.wait_condition("Ready", "True")
@@ -92,23 +90,14 @@ def test_refused_template_keeps_working_deployment_scaled(lab: Lab) -> None:
     workqueue.publish([{"id": "before"}])
     workqueue.results(1)
     expression = "object.spec.template.spec.containers.all(c, !c.image.endsWith(':unsigned'))"
-    with policy(lab, expression, "this image is not signed", "Forbidden"):
-        where = f"--namespace={lab.namespace}"
-        image = ("set", "image", f"deployment/{workqueue.name}-worker", "worker=x:unsigned", where)
-
-        def refused() -> bool:
-            try:
-                kubectl(*image, "--dry-run=server")
-            except KubectlError as error:
-                return "not signed" in str(error)
-            return False
-
-        eventually(refused, 60, "the policy is in force")
+    sentence = "this image is not signed"
+    with policy(lab, expression, sentence, "Forbidden"):
+        in_force(lab, sentence, "set", "image", f"deployment/{workqueue.name}-worker", "worker=x:unsigned")
         workqueue.change(worker={"image": "workqueue-operator:unsigned"})
         applied = workqueue.wait_condition("WorkloadApplied", "False", "WorkloadRefused")
-        assert "this image is not signed" in applied["message"]
+        assert sentence in applied["message"]
 
-        eventually(lambda: workqueue.replicas() == 0, 90, "it is scaled in")
+        eventually(lambda: workqueue.replicas() == 0, 120, "it is scaled in")
         workqueue.publish([{"id": "after"}])
         assert [result["id"] for result in workqueue.results(1)] == ["after"]
         assert workqueue.condition("Ready")["reason"] == "WorkloadRefused"
@@ -124,11 +113,7 @@ def test_disruption_budget_quota_does_not_stop_workers(lab: Lab) -> None:
     apply(quota, namespace=lab.namespace)
     where = f"--namespace={lab.namespace}"
     try:
-        eventually(
-            lambda: kubectl_json("get", "resourcequota", name, where).get("status", {}).get("hard"),
-            30,
-            "the quota is in force",
-        )
+        in_force(lab, "exceeded quota", "create", "pdb", name, "--selector=app=none", "--max-unavailable=1")
         workqueue = lab.workqueue("unbudgeted").apply()
         applied = workqueue.wait_condition("WorkloadApplied", "False", "WorkloadRefused")
         assert "PodDisruptionBudget" in applied["message"]
@@ -136,5 +121,5 @@ def test_disruption_budget_quota_does_not_stop_workers(lab: Lab) -> None:
         assert [result["id"] for result in workqueue.results(1)] == [1]
     finally:
         kubectl("delete", "resourcequota", name, where, "--ignore-not-found")
-    workqueue.wait_condition("Ready", "True", seconds=120)
+    workqueue.wait_ready()
     workqueue.delete()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import subprocess
 import time
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.simulation.controller_steps import MARKED
 from tests.support import clusternet
 from tests.support.kubernetes import kubectl, kubectl_json, watching
 from tests.support.localcluster import standing_still
@@ -29,7 +31,7 @@ SEEN_LATE = 0.25
 )
 def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> None:
     """This number of workers must have left; a node starts about one pod per second."""
-    most_seconds = 60 + 3 * removals
+    most_seconds = 240 + 3 * removals
     workqueue = (
         lab.workqueue(
             "bounce", scaling={"maxReplicas": WORKERS, "messagesPerReplica": 1, "scaleInDelaySeconds": 0}
@@ -50,7 +52,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
             busy_until = time.monotonic() + chance.uniform(0.2, 1.2)
             eventually(lambda moment=busy_until: time.monotonic() > moment, 5, "the load breathes")
         results += workqueue.results(sent - len(results))
-        eventually(lambda: workqueue.replicas() == 0, 90, "the last workers have gone")
+        eventually(lambda: workqueue.replicas() == 0, 120, "the last workers have gone")
     assert sorted(result["id"] for result in results) == list(range(sent)), "each once, none lost"
     assert {result["event"] for result in results} == {"done"}
     assert {result["attempt"] for result in results} == {1}
@@ -67,7 +69,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
     assert not interrupted, "no SIGTERM to a busy worker"
     unasked = {name: deletion for name, deletion in deletions.items() if deletion.mark == "<none>"}
     assert not unasked, "each removed pod had been asked and marked"
-    assert lab.queues()["bounce.dead"]["messages"] == 0
+    assert lab.ready("bounce.dead") == 0
     workqueue.delete()
 
 
@@ -77,14 +79,14 @@ def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply().wait_ready()
     )
-    eventually(lambda: workqueue.status().get("readyReplicas") == 3, 60, "three work")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 3, 120, "three work")
     with watching_deletions(workqueue) as deletions:
         with standing_still("kube-controller-manager"):
             workqueue.change(scaling={"minReplicas": 1})
             workqueue.wait_condition("ScalingActive", "True", "PodsSettling")
             assert workqueue.replicas() == 3
             assert not deletions
-        eventually(lambda: len(deletions) == 2, 60, "two are removed once it goes on")
+        eventually(lambda: len(deletions) == 2, 120, "two are removed once it goes on")
     assert {deletion.mark for deletion in deletions.values()} == {"-1000"}
     (stays,) = [pod["metadata"] for pod in workqueue.pods() if "deletionTimestamp" not in pod["metadata"]]
     assert not is_marked(stays)
@@ -95,13 +97,12 @@ def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
 def test_marks_of_dead_operator_are_cleared(lab: Lab) -> None:
     """Kubernetes would choose among all marked pods, and a pod marked long ago works again."""
     workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
-    eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two work")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 2, 120, "two work")
     first = workqueue.pods()[0]["metadata"]
-    where = (first["name"], f"--namespace={lab.namespace}")
-    kubectl("label", "pod", *where, "--overwrite", "workqueue.dev/retiring=true")
-    kubectl("annotate", "pod", *where, "controller.kubernetes.io/pod-deletion-cost=-1000")
+    # In one write, as the operator does it. Otherwise the running one clears half a mark.
+    kubectl("patch", "pod", first["name"], f"--namespace={lab.namespace}", f"--patch={json.dumps(MARKED)}")
     eventually(
-        lambda: not any(is_marked(pod["metadata"]) for pod in workqueue.pods()), 30, "no pod is marked"
+        lambda: not any(is_marked(pod["metadata"]) for pod in workqueue.pods()), 60, "no pod is marked"
     )
     assert workqueue.replicas() == len(workqueue.pods()) == 2
     workqueue.delete()
@@ -125,11 +126,11 @@ def test_unschedulable_pods_are_scaled_in_by_marks(lab: Lab) -> None:
     workqueue.wait_condition("WorkersAvailable", "True")
     workqueue.change(replicas=4)
     workqueue.wait_condition("WorkersAvailable", "False", "PodUnschedulable")
-    eventually(lambda: len(workqueue.pods()) == 4, 30, "four pods exist")
+    eventually(lambda: len(workqueue.pods()) == 4, 60, "four pods exist")
     working = [pod["metadata"]["uid"] for pod in workqueue.pods() if pod["spec"].get("nodeName")]
     workqueue.change(replicas=2)
-    eventually(lambda: workqueue.replicas() == 2, 30, "two of them have gone")
-    eventually(lambda: len(workqueue.pods()) == 2, 30, "and their pods")
+    eventually(lambda: workqueue.replicas() == 2, 60, "two of them have gone")
+    eventually(lambda: len(workqueue.pods()) == 2, 120, "and their pods")
     assert set(working) <= {pod["metadata"]["uid"] for pod in workqueue.pods()}, "the busy pod stays"
     workqueue.delete()
 
@@ -171,17 +172,17 @@ def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Dele
 def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
     """Three of ten pods are admitted. They leave when idle, and a larger quota starts no new ones."""
     where = f"--namespace={lab.namespace}"
-    eventually(lambda: not kubectl_json("get", "pods", where)["items"], 120, "no pod of another test is left")
+    eventually(lambda: not kubectl_json("get", "pods", where)["items"], 240, "no pod of another test is left")
     scaling = {"maxReplicas": 10, "messagesPerReplica": 1, "scaleInDelaySeconds": 20}
     kubectl("create", "quota", "three-pods", "--hard=pods=3", where)
     try:
         workqueue = lab.workqueue("rationed", scaling=scaling).apply().wait_ready()
         with watching_pods(workqueue) as pods, watching_replicas(workqueue) as replicas:
             workqueue.publish([{"id": number, "seconds": 1} for number in range(40)])
-            eventually(lambda: 10 in replicas.counts, 60, "the backlog asks for ten")
+            eventually(lambda: 10 in replicas.counts, 120, "the backlog asks for ten")
             workqueue.wait_condition("WorkersAvailable", "False", "PodRefused")
             workqueue.results(40)
-            eventually(lambda: replicas.counts[-1] == 3, 10, "the pods that were refused are given up")
+            eventually(lambda: 3 in replicas.counts, 60, "the pods that were refused are given up")
             kubectl("patch", "quota", "three-pods", '--patch={"spec":{"hard":{"pods":"20"}}}', where)
             eventually(lambda: replicas.counts[-1] == 0, 120, "the idle ones are retired")
         assert replicas.counts[:4] == [0, 1, 10, 3]
@@ -200,17 +201,17 @@ def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab, operato
         with blocked_port(8090, [pod["status"]["podIP"] for pod in operator.pods()]):
             workqueue.publish([{"id": 1, "seconds": 10}])
             workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
-            named = workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable", seconds=60)
+            named = workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable")
             assert f"Worker {workqueue.pods()[0]['metadata']['name']} " in named["message"]
             assert [result["id"] for result in workqueue.results(1)] == [1]
             workqueue.publish([{"id": number, "seconds": 30} for number in range(2, 42)])
-            eventually(lambda: replicas.counts[-1] > 1, 30, "a backlog that is seen to wait is still served")
-            workqueue.results(40, seconds=180)
+            eventually(lambda: replicas.counts[-1] > 1, 120, "a backlog that is seen to wait is still served")
+            workqueue.results(40, seconds=300)
             most = replicas.counts[-1]
             assert most <= 4, "forty messages, ten for each replica"
-            workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable", seconds=60)
+            workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable")
             assert replicas.counts == [0, 1, most], "workers that cannot be asked stay"
-        eventually(lambda: replicas.counts[-1] == 0, 60, "they are retired once they can be asked")
+        eventually(lambda: replicas.counts[-1] == 0, 120, "they are retired once they can be asked")
     workqueue.wait_condition("ScalingActive", "True", "AsExpected")
     workqueue.delete()
 
@@ -224,8 +225,10 @@ def blocked_port(port: int, sources: Sequence[str]) -> Iterator[None]:
     with contextlib.ExitStack() as rules:
         for source in sources:
             rule = ("FORWARD", "-s", source, "-p", "tcp", "--dport", str(port), "-j", "DROP")
-            subprocess.run(clusternet.command("iptables", "-I", *rule), check=True, capture_output=True)
-            remove = clusternet.command("iptables", "-D", *rule)
+            subprocess.run(
+                clusternet.command("iptables", "--wait", "-I", *rule), check=True, capture_output=True
+            )
+            remove = clusternet.command("iptables", "--wait", "-D", *rule)
             rules.callback(subprocess.run, remove, check=True, capture_output=True)
         yield
 

@@ -88,7 +88,7 @@ def test_upgrade_from_previous_chart_keeps_values_and_workers(option: str, rabbi
             }
             assert workqueue.deployment()["spec"]["template"] == template
             assert release.values() == stored
-            assert len(release.page_pods()) == pages
+            eventually(lambda: len(release.page_pods()) == pages, 60, "the replaced pods have gone")
             workqueue.delete()
         finally:
             release.uninstall()

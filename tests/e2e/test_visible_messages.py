@@ -27,13 +27,13 @@ def columns(workqueue: WorkQueueUnderTest) -> dict[str, str]:
 @pytest.fixture
 def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     """A WorkQueue whose only message is in a worker that a restart has asked to stop."""
-    workqueue = lab.workqueue("draining", worker={"timeoutSeconds": 240}).apply().wait_ready()
-    workqueue.publish([{"id": "long", "seconds": 200}])
-    eventually(lambda: workqueue.status().get("busyReplicas") == 1, 60, "it is in hand")
+    workqueue = lab.workqueue("draining", worker={"timeoutSeconds": 600}).apply().wait_ready()
+    workqueue.publish([{"id": "long", "seconds": 500}])
+    eventually(lambda: workqueue.status().get("busyReplicas") == 1, 120, "it is in hand")
     kubectl("rollout", "restart", "deployment/draining-worker", f"--namespace={lab.namespace}")
     eventually(
         lambda: any("deletionTimestamp" in pod["metadata"] for pod in workqueue.pods()),
-        90,
+        120,
         "the busy worker gets SIGTERM",
     )
     yield workqueue
@@ -52,15 +52,13 @@ def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
 def test_message_in_stopping_worker_is_shown_and_starts_no_worker(
     draining: WorkQueueUnderTest,
 ) -> None:
-    eventually(lambda: draining.replicas() == 0, 90, "no new worker is needed")
-    eventually(lambda: columns(draining)["WORKERS"] == "0", 30, "the status says so")
+    eventually(lambda: draining.replicas() == 0, 120, "no new worker is needed")
 
-    shown = columns(draining)
-    reason = draining.status()["lastScaleReason"]
-
-    assert (shown["MESSAGES"], shown["DESIRED"], shown["BUSY"]) == ("0", "0", "1")
-    assert reason.endswith("not counting 1 message in workers that are shutting down.")
     # While a busy machine keeps the worker from answering, the operator does not know that it is busy.
+    wanted = {"MESSAGES": "0", "WORKERS": "0", "DESIRED": "0", "BUSY": "1"}
+    eventually(lambda: wanted.items() <= columns(draining).items(), 60, "the status says so")
+    reason = draining.status()["lastScaleReason"]
+    assert reason.endswith("not counting 1 message in workers that are shutting down.")
     eventually(
         lambda: "finish their messages" in draining.condition("WorkersAvailable")["message"],
         60,
@@ -77,12 +75,12 @@ def test_message_awaiting_retry_is_shown_after_its_worker_has_ended(lab: Lab) ->
         worker={"handler": {"python": "jobs:moody"}},
     ).apply()
     workqueue.wait_ready().publish([{"id": 1, "failures": 9}])
-    eventually(lambda: workqueue.status().get("retrying") == 1, 60, "it waits for its retry")
+    eventually(lambda: workqueue.status().get("retrying") == 1, 120, "it waits for its retry")
 
-    eventually(lambda: not workqueue.pods(), 90, "the worker has gone")
+    eventually(lambda: not workqueue.pods(), 120, "the worker has gone")
 
-    shown = columns(workqueue)
-    assert (shown["MESSAGES"], shown["RETRYING"], shown["DEAD"]) == ("0", "1", "0")
+    wanted = {"MESSAGES": "0", "RETRYING": "1", "DEAD": "0"}
+    eventually(lambda: wanted.items() <= columns(workqueue).items(), 60, "the status says so")
     assert "retried.retry.step.500ms" in workqueue.status()["delayQueues"]
     workqueue.delete()
 

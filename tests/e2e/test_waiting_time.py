@@ -14,7 +14,7 @@ def test_waiting_time_sets_the_count_and_is_named_when_it_cannot_be_met(lab: Lab
     workqueue = lab.workqueue("punctual", scaling=scaling).apply().wait_ready()
     workqueue.publish([{"id": number, "seconds": 1} for number in range(4)])
     workqueue.results(4)
-    eventually(lambda: workqueue.replicas() == 0, 60, "the first workers have gone")
+    eventually(lambda: workqueue.replicas() == 0, 120, "the first workers have gone")
 
     with watching_replicas(workqueue) as watch:
         workqueue.publish([{"id": number, "seconds": 1} for number in range(40)])

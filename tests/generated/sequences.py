@@ -23,7 +23,7 @@ from tests.support.wait import eventually
 from workqueue_operator.api.reasons import ConditionType, Reason
 from workqueue_operator.names import ANNOTATION_BINDINGS, ANNOTATION_BROKER, workload_name
 
-EQUAL_SECONDS: Final = 20.0
+EQUAL_SECONDS: Final = 120.0
 MOST_STEPS: Final = 8
 
 NEVER_SHOWN: Final = frozenset({Reason.INTERNAL_ERROR, Reason.SPEC_INVALID, Reason.AWAITING_OPERATOR})

@@ -46,9 +46,9 @@ NO_DELAY: Final[Object] = {"scaleInDelaySeconds": 0}
 """For `scaling`: a delay would only make the comparison wait."""
 
 PORT: Final = 8080
-START_SECONDS: Final = 60.0
-SETTLES_SECONDS: Final = 30.0
-GONE_SECONDS: Final = 90.0
+START_SECONDS: Final = 180.0
+SETTLES_SECONDS: Final = 120.0
+GONE_SECONDS: Final = 180.0
 """Without its Secret, a WorkQueue that deletes its queue waits for a minute."""
 
 MEMORY: Final = Path("/dev/shm")
@@ -69,7 +69,7 @@ class Management:
     """RabbitMQ's management API."""
 
     def __init__(self, broker: Broker) -> None:
-        self._connection = HTTPConnection("127.0.0.1", broker.management_port, timeout=30)
+        self._connection = HTTPConnection("127.0.0.1", broker.management_port, timeout=120)
         self._headers = {
             "Authorization": f"Basic {base64.b64encode(b'guest:guest').decode()}",
             "Content-Type": "application/json",

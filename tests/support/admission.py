@@ -7,7 +7,6 @@ cluster nor a chart with the real CRD.
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 from kubernetes import client, config
 
 from tests.support.objects import Object
+from tests.support.wait import eventually
 from workqueue_operator import names
 from workqueue_operator.api import crd
 
@@ -105,20 +105,15 @@ def installed(kubeconfig: Path) -> Iterator[Admission]:
         extensions.create_custom_resource_definition(definition)
         try:
             admission = Admission(client.CustomObjectsApi(connection), group)
-            _wait_until_served(admission)
+            eventually(lambda: _is_served(admission), 120, "the CRD is served")
             yield admission
         finally:
             extensions.delete_custom_resource_definition(definition["metadata"]["name"])
 
 
-def _wait_until_served(admission: Admission) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            admission.create(BASE)
-        except (RefusedError, ValueError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
+def _is_served(admission: Admission) -> bool:
+    try:
+        admission.create(BASE)
+    except (RefusedError, ValueError):
+        return False
+    return True

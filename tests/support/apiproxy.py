@@ -118,12 +118,12 @@ class ApiProxy:
     def start(self) -> None:
         """Listen on a free port of loopback."""
         self._thread.start()
-        assert self._up.wait(10), "the proxy did not start"
+        assert self._up.wait(60), "the proxy did not start"
 
     def stop(self) -> None:
         """End every connection."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     @contextmanager

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 PROGRAM: Final = "chromium"
 PACKAGES: Final = ("chromium", "fonts-dejavu-core")
-SECONDS: Final = 15_000.0
+MILLISECONDS: Final = 120_000.0
 
 Scheme = Literal["light", "dark"]
 
@@ -59,7 +59,9 @@ async def chromium() -> AsyncIterator[Browser]:
     # Chromium has no sandbox for root; the flags also announce a missing GPU and little shared memory.
     options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program(), args=options)
+        browser = await playwright.chromium.launch(
+            executable_path=program(), args=options, timeout=MILLISECONDS
+        )
         try:
             yield browser
         finally:
@@ -77,8 +79,8 @@ async def looking(
         viewport={"width": width, "height": height},
         device_scale_factor=1,
     )
-    context.set_default_timeout(SECONDS)
-    expect.set_options(timeout=SECONDS)
+    context.set_default_timeout(MILLISECONDS)
+    expect.set_options(timeout=MILLISECONDS)
     try:
         yield Seen(await context.new_page())
     finally:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-SECONDS: Final = 60.0
+SECONDS: Final = 240.0
 COMMAND: Final = (sys.executable, "-m", "workqueue")
 PLUGIN: Final = (sys.executable, "-m", "workqueue_kubectl")
 

@@ -20,6 +20,7 @@ from tests.support.kubernetes import (
     kubectl_json,
     release_workqueues,
 )
+from tests.support.wait import eventually
 
 CRD: Final = CHECKOUT / "manifests/crd/workqueues.yaml"
 NAME: Final = "workqueues.workqueue.dev"
@@ -37,6 +38,16 @@ def crd() -> None:
     kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRD}")
     if brought:
         kubectl("annotate", "crd", NAME, "--overwrite", f"{BROUGHT_BY_TESTS}={SESSION}")
+    eventually(_is_served, 60, "the API server serves WorkQueues")
+
+
+def _is_served() -> bool:
+    """Whether kubectl finds WorkQueues. The API server announces a new CRD late."""
+    try:
+        kubectl("get", NAME, "--all-namespaces", "--output=name")
+    except KubectlError:
+        return False
+    return True
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

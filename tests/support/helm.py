@@ -50,7 +50,7 @@ def run(*arguments: str | Path, stdin: str = "", program: Path | None = None) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     if done.returncode:
         raise HelmError(done.stderr)

@@ -23,7 +23,7 @@ CHECKOUT: Final = Path(__file__).parents[2]
 FOLDER: Final = folder(Instance.from_environment().name)
 KUBECONFIG: Final = FOLDER / "kubeconfig"
 PROGRAMS: Final = FOLDER / "bin"
-KUBECTL_SECONDS: Final = 120
+KUBECTL_SECONDS: Final = 240
 
 PodSecurity = Literal["privileged", "baseline", "restricted"]
 
@@ -50,7 +50,7 @@ def kubectl(*arguments: str, input: str | None = None) -> str:  # noqa: A002 (as
         input: given to it on standard input, for `apply --filename=-`.
 
     Raises:
-        KubectlError: it failed, or did not end within two minutes.
+        KubectlError: it failed, or did not end within four minutes.
     """
     command = [str(PROGRAMS / "kubectl"), f"--kubeconfig={kubeconfig()}", *arguments]
     try:
@@ -148,15 +148,26 @@ def temporary_namespace(prefix: str = "test", *, pod_security: PodSecurity | Non
     Args:
         pod_security: the Pod Security standard that the API server enforces in it.
     """
+    name = create_namespace(prefix, pod_security)
+    try:
+        yield name
+    finally:
+        delete_namespace(name)
+
+
+def create_namespace(prefix: str, pod_security: PodSecurity | None = None) -> str:
+    """Create a namespace of its own for a test, and return its name."""
     name = f"{prefix}-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": pod_security} if pod_security else {}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kubectl("create", "--filename=-", input=json.dumps(namespace))
-    try:
-        yield name
-    finally:
-        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
-        release_workqueues(f"--namespace={name}")
+    return name
+
+
+def delete_namespace(name: str) -> None:
+    """Delete a namespace without waiting for it to be gone."""
+    kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+    release_workqueues(f"--namespace={name}")
 
 
 def release_workqueues(where: str = "--all-namespaces") -> None:

@@ -66,4 +66,4 @@ def operator_process(log: Path, *namespaces: str) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)

@@ -64,7 +64,7 @@ class Prometheus:
     def is_ready(self) -> bool:
         """Whether it answers."""
         try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5):
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=30):
                 return True
         except OSError:
             return False
@@ -102,7 +102,7 @@ def scraping(
         log = folder / "prometheus.log"
         with log.open("w") as output, _running(command, stdout=output, stderr=output) as process:
             made = Prometheus(f"http://{address}")
-            eventually(lambda: made.is_ready() or process.poll() is not None, 20, "Prometheus answers")
+            eventually(lambda: made.is_ready() or process.poll() is not None, 60, "Prometheus answers")
             assert process.poll() is None, log.read_text()
             yield made
 
@@ -136,7 +136,10 @@ def _discovering(api: str, namespaces: list[str], file: Path) -> Iterator[Path]:
 
     def follow() -> None:
         while not enough.wait(DISCOVERY_SECONDS):
-            found = [target for namespace in namespaces for target in _targets(api, namespace)]
+            try:
+                found = [target for namespace in namespaces for target in _targets(api, namespace)]
+            except OSError:  # the API server is busy
+                continue
             unfinished = file.with_suffix(".new")
             unfinished.write_text(json.dumps(found))
             unfinished.rename(file)
@@ -148,7 +151,7 @@ def _discovering(api: str, namespaces: list[str], file: Path) -> Iterator[Path]:
         yield file
     finally:
         enough.set()
-        thread.join(10)
+        thread.join(120)
 
 
 def _targets(api: str, namespace: str) -> Iterator[Object]:
@@ -194,5 +197,5 @@ def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[An
 
 
 def _json(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         return json.load(response)

@@ -20,7 +20,7 @@ _COMMAND: Final = re.compile(
 )
 _CONTINUED: Final = re.compile(r"\\\n *")
 _FORWARD: Final = re.compile(r"kubectl .*\bport-forward\b")
-_SECONDS: Final = 60.0
+_SECONDS: Final = 240.0
 
 
 def commands(page: str) -> Iterator[str]:
@@ -104,4 +104,4 @@ class Terminal:
             yield
         finally:
             process.terminate()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)

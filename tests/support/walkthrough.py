@@ -31,7 +31,7 @@ _FILE: Final = re.compile(r"# ([\w.-]+)\n")
 _HEADER: Final = re.compile(r"[A-Z]{2,}[A-Z() -]*(  |$)")
 _BACKGROUND: Final = """
 setsid bash -c {command} >{output} 2>&1 </dev/null & echo $! >>pids
-for _ in $(seq 200); do grep -q {until} {output} && break; sleep 0.1; done
+for _ in $(seq 1200); do grep -q {until} {output} && break; sleep 0.1; done
 grep -q {until} {output}
 """
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from tests.support.wait import eventually
 
 IMAGE: Final = "workqueue-operator:dev"
 HANDLERS: Final = Path(__file__).parents[1] / "e2e/handlers/jobs.py"
-CONDITIONS: Final = 60.0
+CONDITIONS: Final = 120.0
 
 
 @dataclass
@@ -86,11 +85,11 @@ class Lab:
         return self.rabbit.queues(self.vhost)
 
     def ready(self, queue: str) -> int:
-        """The count of waiting messages. Much cheaper than `queues`."""
+        """The exact count of waiting messages."""
         return int(self.channel.queue_declare(queue, passive=True).method.message_count)
 
     def consumers(self, queue: str) -> int:
-        """The count of consumers. Much cheaper than `queues`."""
+        """The exact count of consumers."""
         return int(self.channel.queue_declare(queue, passive=True).method.consumer_count)
 
     def workqueue(self, name: str, **changes: Any) -> WorkQueueUnderTest:
@@ -163,18 +162,19 @@ class WorkQueueUnderTest:
 
     def condition(self, kind: str) -> Object:
         """A condition; empty while it does not exist."""
-        found = [c for c in self.status().get("conditions", []) if c["type"] == kind]
-        return dict(found[0]) if found else {}
+        return _condition(self.get(), kind)
 
     def wait_condition(
         self, kind: str, status: str, reason: str | None = None, seconds: float = CONDITIONS
     ) -> Object:
-        """Wait for a condition, and return it."""
+        """Wait until the operator writes a condition about the current spec, and return it."""
 
         def holds() -> Object | None:
-            found = self.condition(kind)
+            body = self.get()
+            found = _condition(body, kind)
             good = found.get("status") == status and reason in {None, found.get("reason")}
-            return found if good else None
+            current = found.get("observedGeneration") == body["metadata"]["generation"]
+            return found if good and current else None
 
         try:
             return eventually(holds, seconds, f"{self.name}: {kind} is {status} ({reason or 'any reason'})")
@@ -211,7 +211,7 @@ class WorkQueueUnderTest:
         """Publish jobs to the queue, each confirmed."""
         self.lab.rabbit.publish(self.lab.channel, self.name, jobs)
 
-    def results(self, count: int, seconds: float = 120) -> list[Object]:
+    def results(self, count: int, seconds: float = 180) -> list[Object]:
         """Wait for this number of results, and take them."""
         taken: list[Object] = []
 
@@ -223,34 +223,32 @@ class WorkQueueUnderTest:
             eventually(enough, seconds, f"{count} results of {self.name}")
         except TimeoutError as error:
             ids = sorted(str(result["id"]) for result in taken)
-            raise AssertionError(f"{error}; {len(taken)} came: {ids}; {self.lab.queues()}") from None
+            raise AssertionError(f"{error}; {len(taken)} came: {ids}") from None
         return taken
 
-    def delete(self, *, wait: bool = True, seconds: float = 60) -> None:
+    def delete(self, *, wait: bool = True) -> None:
         """kubectl delete."""
         kubectl("delete", "wq", self.name, self._where, "--wait=false", "--ignore-not-found")
         if wait:
-            eventually(lambda: not self.exists(), seconds, f"{self.name} is gone")
+            eventually(lambda: not self.exists(), 120, f"{self.name} is gone")
+
+
+def _condition(body: Object, kind: str) -> Object:
+    """The condition of a WorkQueue; empty while it does not exist."""
+    found = [one for one in body.get("status", {}).get("conditions", []) if one["type"] == kind]
+    return dict(found[0]) if found else {}
 
 
 @dataclass
 class ReplicaWatch:
-    """Every value that spec.replicas of a Deployment takes, with the time at which it was seen."""
+    """Every value that spec.replicas of a Deployment takes, without repetitions."""
 
-    seen: list[tuple[float, int]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
-    @property
-    def counts(self) -> list[int]:
-        """The values without repetitions."""
-        counts: list[int] = []
-        for _, count in self.seen:
-            if not counts or counts[-1] != count:
-                counts.append(count)
-        return counts
-
-    def first(self, condition: Callable[[int], bool]) -> float | None:
-        """When the first matching value was seen, on time.monotonic()."""
-        return next((at for at, count in self.seen if condition(count)), None)
+    def note(self, count: int) -> None:
+        """Add a value that was seen."""
+        if self.counts[-1:] != [count]:
+            self.counts.append(count)
 
 
 @contextlib.contextmanager
@@ -260,9 +258,9 @@ def watching_replicas(workqueue: WorkQueueUnderTest) -> Iterator[ReplicaWatch]:
     with watching(
         *("deployment", f"{workqueue.name}-worker", f"--namespace={workqueue.lab.namespace}"),
         "--output=jsonpath={.spec.replicas}{'\\n'}",
-        each=lambda line: watch.seen.append((time.monotonic(), int(line))),
+        each=lambda line: watch.note(int(line)),
     ):
-        eventually(lambda: watch.seen, 20, "the Deployment is being watched")
+        eventually(lambda: watch.counts, 60, "the Deployment is being watched")
         yield watch
 
 

@@ -45,7 +45,7 @@ def record(message: Message) -> None:
     deadline = time.monotonic() + job.get("seconds", 0)
     while (left := deadline - time.monotonic()) > 0:
         if message.cancelled.wait(left):
-            tell(id=job["id"], event="interrupted", at=time.time())
+            tell(id=job["id"], event="interrupted")
             return
     done(message, job, begun=begun, ended=time.time())
 
