@@ -449,6 +449,7 @@ class Page:
             uid=metadata["uid"],
             generation=metadata["generation"],
             form_token=_form_token(request),
+            once=secrets.token_hex(8),
             replicas=spec.get("replicas"),
             desired=(body.get("status") or {}).get("desiredReplicas"),
             most_replicas=MAX_REPLICAS,
