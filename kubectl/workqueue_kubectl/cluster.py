@@ -30,6 +30,9 @@ from workqueue_operator.names import (
 )
 
 AT_ONCE: Final = 8
+WORKER_SECONDS: Final = 5.0
+"""How long a worker's status may take. The API server waits for minutes for a pod of a node that is down."""
+
 _NUMBERS: Final = (
     StatusField.RECENT_HANDLER_SECONDS,
     StatusField.MEAN_HANDLER_SECONDS,
@@ -171,9 +174,13 @@ class Cluster:
         """
         if not pods:
             return {}
-        with ThreadPoolExecutor(min(len(pods), AT_ONCE)) as pool:
-            answers = pool.map(lambda pod: self._worker_status(namespace, pod), pods)
-            return {pod: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
+        before, self.kubectl.patience = self.kubectl.patience, WORKER_SECONDS
+        try:
+            with ThreadPoolExecutor(min(len(pods), AT_ONCE)) as pool:
+                answers = list(pool.map(lambda pod: self._worker_status(namespace, pod), pods))
+        finally:
+            self.kubectl.patience = before
+        return {pod: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
 
     def _worker_status(self, namespace: str, pod: str) -> Object | None:
         try:

@@ -43,6 +43,9 @@ class Kubectl:
     Args:
         flags: flags for every call, such as `--context=staging`.
 
+    Attributes:
+        patience: how many seconds a call may take; None for any time, such as for a login.
+
     Raises:
         PluginError: kubectl is not installed.
     """
@@ -52,6 +55,7 @@ class Kubectl:
         if program is None:
             raise PluginError("kubectl is not in the PATH. Install it, or add its folder to PATH.")
         self._command = (program, *flags)
+        self.patience: float | None = None
 
     def get(self, path: str, **query: str) -> Object:
         """GET a path of the API server.
@@ -158,14 +162,18 @@ class Kubectl:
                 _end(process)
 
     def _run(self, *arguments: str) -> str:
-        done = subprocess.run(  # noqa: S603 - as above
-            [*self._command, *arguments],
-            stdin=None if os.isatty(0) else subprocess.DEVNULL,  # a login plug-in may prompt
-            capture_output=True,
-            encoding="utf-8",  # also where the locale has another encoding
-            errors="replace",
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - as above
+                [*self._command, *arguments],
+                stdin=None if os.isatty(0) else subprocess.DEVNULL,  # a login plug-in may prompt
+                capture_output=True,
+                encoding="utf-8",  # also where the locale has another encoding
+                errors="replace",
+                timeout=self.patience,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise KubectlError(f"kubectl has not answered for {error.timeout:g} s.") from error
         if done.returncode != 0:
             raise _failure(done.stderr)
         return done.stdout

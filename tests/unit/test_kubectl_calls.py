@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from workqueue_kubectl import cli, completion, kubectl
+from workqueue_kubectl import cli, cluster, completion, kubectl
 from workqueue_kubectl.cluster import Cluster
+from workqueue_kubectl.commands import top
 from workqueue_kubectl.errors import KubectlError, PluginError
 from workqueue_kubectl.kubectl import Kubectl
 
@@ -44,6 +45,42 @@ def test_port_forward_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.Mon
         Kubectl().forwarded("shop", "pod/x", 5672),
     ):
         pytest.fail("it was not forwarded")
+
+
+def test_call_ends_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, "exec sleep 600")
+    patient = Kubectl()
+    patient.patience = 0.1
+    with pytest.raises(KubectlError, match=r"^kubectl has not answered for 0\.1 s\.$"):
+        patient.get("/x")
+
+
+def test_live_table_limits_the_time_of_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would show old numbers without a mark while the API server does not answer."""
+    fake(tmp_path, monkeypatch, """echo '{"items": []}'""")
+    seen: list[float | None] = []
+
+    def read(self: Kubectl, *_: str, **__: str) -> dict[str, list[object]]:
+        seen.append(self.patience)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return {"items": []}
+
+    monkeypatch.setattr(Kubectl, "get", read)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli.main(["top", "-A"]) == 0
+    assert seen == [None, top.UPDATE_SECONDS]
+
+
+def test_worker_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose node is down."""
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.1)
+    fake(tmp_path, monkeypatch, "exec sleep 600")
+    patient = Kubectl()
+    assert Cluster(patient).worker_statuses("shop", ["a", "b"]) == {}
+    assert patient.patience is None
 
 
 UNICODE = """\
