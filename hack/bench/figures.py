@@ -171,7 +171,9 @@ def together(probe: Probe, count: int) -> list[Row]:
         before = probe.ask("metrics")
         answer = probe.ask("wake_together", names=chosen, seconds=180, settled=settled)
         after = probe.ask("metrics")
-        requests = (after["workqueue_api_requests"] - before["workqueue_api_requests"]) / len(chosen)
+        requests = (after["workqueue_api_requests_total"] - before["workqueue_api_requests_total"]) / len(
+            chosen
+        )
         answer["requests"] = requests
         answer["cpu"] = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
         purged = "after Kubernetes has created the pods" if settled else "immediately"
@@ -312,7 +314,7 @@ def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
     after, requests_after, seconds = probe.ask("metrics"), _api_requests(probe), time.monotonic() - begun
     memory = after["process_resident_memory_bytes"] / MIB
     cores = (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / seconds
-    own = (after["workqueue_api_requests"] - before["workqueue_api_requests"]) * 60 / seconds
+    own = (after["workqueue_api_requests_total"] - before["workqueue_api_requests_total"]) * 60 / seconds
     served = (requests_after - requests) * 60 / seconds
     lists = _lists_a_minute(count)
     listed = place.rabbitmq("list_connections", "client_properties")
@@ -367,7 +369,10 @@ def created(probe: Probe, count: int, answer: Object) -> list[Row]:
     after = probe.ask("metrics")
     cost = {
         metric: after[name] - answer["before"][name]
-        for metric, name in (("cpu", "process_cpu_seconds_total"), ("requests", "workqueue_api_requests"))
+        for metric, name in (
+            ("cpu", "process_cpu_seconds_total"),
+            ("requests", "workqueue_api_requests_total"),
+        )
     }
     return [
         Row(

@@ -364,7 +364,7 @@ OPERATOR: Final = Row(
         Panel(
             "Requests to the API server per second",
             "Without watches. Almost none while nothing changes.",
-            (Query("sum(rate(workqueue_api_requests[$__rate_interval]))", "requests"),),
+            (Query("sum(rate(workqueue_api_requests_total[$__rate_interval]))", "requests"),),
             unit="ops",
         ),
         Panel(

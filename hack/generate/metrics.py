@@ -58,9 +58,9 @@ _MEANING: Final = {
     "workqueue_namespaces_served_elsewhere": (
         "1 for a namespace that another release serves. `operator` names that release."
     ),
-    "workqueue_api_requests": "Requests to the API server since the process started, without watches.",
+    "workqueue_api_requests_total": "Requests to the API server, without watches.",
     "workqueue_page_viewers": "Browsers that this process of the page updates.",
-    "workqueue_page_api_requests": "Requests of the page to the API server since its start, without watches.",
+    "workqueue_page_api_requests_total": "Requests of the page to the API server, without watches.",
     "workqueue_worker_messages_total": "Messages by outcome, see below.",
     "workqueue_worker_handler_seconds": "Running time of handlers.",
     "workqueue_worker_message_age_seconds": (

@@ -61,6 +61,7 @@ exit codes:
 OUTPUTS: Final = ("json", "yaml", "name", "wide")
 
 _PASSED_ON: Final = ("context", "kubeconfig", "cluster", "user", "as", "as-group", "request-timeout")
+_REPEATED: Final = "as-group"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +95,7 @@ def _say_yaml(document: str) -> None:
     import yaml
 
     if document:
-        output.write(yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True))
+        output.write(yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=output.is_unicode()))
 
 
 def _run(ours: argparse.Namespace, parsed: argparse.Namespace) -> int:
@@ -103,8 +104,8 @@ def _run(ours: argparse.Namespace, parsed: argparse.Namespace) -> int:
         code: int = import_module(f"{__package__}.commands.{parsed.command}").run(cluster, parsed)
     except (PluginError, WorkerError) as error:
         if parsed.json:
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))  # noqa: T201
-        print(f"kubectl workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - command line output
+            output.say_json({"error": str(error)})
+        output.warn(f"kubectl workqueue {parsed.command}: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -119,7 +120,8 @@ def kubectl_options() -> argparse.ArgumentParser:
     group.add_argument("-A", "--all-namespaces", action="store_true", help="all namespaces, only for top")
     group.add_argument("-o", "--output", choices=OUTPUTS, help="another form than text; wide cuts nothing")
     for name in _PASSED_ON:
-        group.add_argument(f"--{name}", metavar="VALUE")
+        # As in kubectl, each --as-group adds a group.
+        group.add_argument(f"--{name}", metavar="VALUE", action="append" if name == _REPEATED else "store")
     return parser
 
 
@@ -133,7 +135,12 @@ def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def flags(ours: argparse.Namespace) -> list[str]:
     """Return the options as command line flags for kubectl."""
     given = {name: getattr(ours, name.replace("-", "_")) for name in _PASSED_ON}
-    return [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [
+        f"--{name}={value}"
+        for name, values in given.items()
+        if values is not None
+        for value in (values if name == _REPEATED else [values])
+    ]
 
 
 def build(asked: Iterable[str]) -> argparse.ArgumentParser:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from workqueue.contract.binding import Binding, from_mapping
-from workqueue.contract.worker_api import PORT, STATUS_PATH
+from workqueue.contract.worker_api import PORT, STATUS_PATH, StatusField
 from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 from workqueue_kubectl.kubectl import Kubectl, Object
 from workqueue_operator.api.workqueue import WorkQueue
@@ -29,8 +30,21 @@ from workqueue_operator.names import (
 )
 
 AT_ONCE: Final = 8
+WORKER_SECONDS: Final = 5.0
+"""How long a worker's status may take. The API server waits for minutes for a pod of a node that is down."""
+
+_NUMBERS: Final = (
+    StatusField.RECENT_HANDLER_SECONDS,
+    StatusField.MEAN_HANDLER_SECONDS,
+    StatusField.ARRIVAL_PER_SECOND,
+    StatusField.BUSY_SECONDS,
+    StatusField.WAITING_FOR_TOKEN,
+)
+"""The numbers that a status may have. Older workers do not have all of them."""
+
 _RESOURCE: Final = f"{PLURAL}.{GROUP}"
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class Cluster:
     """The cluster's objects for the commands.
 
     Args:
-        namespace: the namespace of the command line; None for that of the current context.
+        namespace: the namespace of the command line; None or empty for that of the current context.
     """
 
     def __init__(self, kubectl: Kubectl, namespace: str | None = None) -> None:
@@ -64,9 +78,17 @@ class Cluster:
 
     @property
     def namespace(self) -> str:
-        """The namespace for commands about one WorkQueue."""
-        if self._namespace is None:
+        """The namespace for commands about one WorkQueue.
+
+        Raises:
+            PluginError: no namespace can have this name.
+        """
+        if not self._namespace:
             self._namespace = self.kubectl.namespace()
+        if _NAMESPACE.fullmatch(self._namespace) is None:
+            raise PluginError(
+                f"{self._namespace!r} cannot be the name of a namespace. Choose another one with -n."
+            )
         return self._namespace
 
     def workqueues(self, *, everywhere: bool) -> tuple[list[Found], list[str]]:
@@ -152,15 +174,20 @@ class Cluster:
         """
         if not pods:
             return {}
-        with ThreadPoolExecutor(min(len(pods), AT_ONCE)) as pool:
-            answers = pool.map(lambda pod: self._worker_status(namespace, pod), pods)
-            return {pod: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
+        before, self.kubectl.patience = self.kubectl.patience, WORKER_SECONDS
+        try:
+            with ThreadPoolExecutor(min(len(pods), AT_ONCE)) as pool:
+                answers = list(pool.map(lambda pod: self._worker_status(namespace, pod), pods))
+        finally:
+            self.kubectl.patience = before
+        return {pod: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
 
     def _worker_status(self, namespace: str, pod: str) -> Object | None:
         try:
-            return self.kubectl.get(f"/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy{STATUS_PATH}")
+            answer = self.kubectl.get(f"/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy{STATUS_PATH}")
         except (KubectlError, ValueError):
             return None
+        return answer if _is_status(answer) else None
 
     def binding(self, workqueue: WorkQueue) -> Binding:
         """Return the connection data in the Secret of a WorkQueue.
@@ -182,6 +209,21 @@ class Cluster:
                 f"permission to get it: {error}"
             ) from error
         return from_mapping(_decoded(secret.get("data") or {}), f"The Secret {name!r}")
+
+
+def _is_status(answer: Any) -> bool:
+    """Return whether this is a worker's status. Any process may listen on a pod's port."""
+    if not isinstance(answer, dict):
+        return False
+    needed = [answer.get(field) for field in (StatusField.SLOTS, StatusField.BUSY, StatusField.HANDLED)]
+    others = [answer.get(field) for field in _NUMBERS if answer.get(field) is not None]
+    times = answer.get(StatusField.HANDLER_TIMES) or {}
+    return (
+        all(isinstance(one, int | float) and 0 <= one < math.inf for one in [*needed, *others])
+        and isinstance(answer.get(StatusField.LAST_ERROR) or "", str)
+        and isinstance(times, dict)
+        and all(bucket.lstrip("-").isdecimal() and isinstance(count, int) for bucket, count in times.items())
+    )
 
 
 def _check_name(name: str) -> None:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _proposals(before: Sequence[str], last: str) -> Iterator[str]:
     if before and before[-1] in {"-n", "--namespace"}:
-        yield from _names(Kubectl(), "/api/v1/namespaces")
+        yield from _names(Kubectl(flags(split(before[:-1])[0])), "/api/v1/namespaces")
         return
     if before and before[-1] in {"-o", "--output"}:
         yield from next((FORMS[word] for word in before if word in FORMS), OUTPUTS)

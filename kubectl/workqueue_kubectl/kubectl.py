@@ -9,8 +9,9 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -19,6 +20,7 @@ from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 Object = dict[str, Any]
 
 STOP_SECONDS: Final = 5.0
+ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _RELAY: Final = """
 import os, socket, sys, threading
@@ -41,6 +43,9 @@ class Kubectl:
     Args:
         flags: flags for every call, such as `--context=staging`.
 
+    Attributes:
+        patience: how many seconds a call may take; None for any time, such as for a login.
+
     Raises:
         PluginError: kubectl is not installed.
     """
@@ -50,6 +55,7 @@ class Kubectl:
         if program is None:
             raise PluginError("kubectl is not in the PATH. Install it, or add its folder to PATH.")
         self._command = (program, *flags)
+        self.patience: float | None = None
 
     def get(self, path: str, **query: str) -> Object:
         """GET a path of the API server.
@@ -79,14 +85,12 @@ class Kubectl:
         )
 
     def namespace(self) -> str:
-        """Return the namespace of the current context, or `default`, as in kubectl."""
+        """Return the namespace of the current context, or that of this pod, or `default`, as in kubectl."""
         try:
-            return (
-                self._run("config", "view", "--minify", "--output=jsonpath={..namespace}").strip()
-                or "default"
-            )
-        except KubectlError:
-            return "default"
+            found = self._run("config", "view", "--minify", "--output=jsonpath={..namespace}").strip()
+        except KubectlError:  # such as without a kubeconfig
+            found = ""
+        return found or _namespace_of_this_pod() or "default"
 
     @contextmanager
     def forwarded(self, namespace: str, target: str, port: int) -> Iterator[int]:
@@ -101,18 +105,17 @@ class Kubectl:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,  # Ctrl-C must not reach kubectl: messages in flight need the connection
         ) as process:
             assert process.stdout is not None  # noqa: S101 - a pipe
             # Read all further output, so that the pipe never fills.
             draining = threading.Thread(target=process.stdout.read, name="port-forward", daemon=True)
             try:
-                found = re.search(r":(\d+) ->", line := process.stdout.readline())
-                if found is None:
-                    raise _failure(line + process.stdout.read())
+                local = _local_port(process.stdout)
                 draining.start()
-                yield int(found[1])
+                yield local
             finally:
                 _end(process)
                 if draining.ident is not None:
@@ -159,16 +162,45 @@ class Kubectl:
                 _end(process)
 
     def _run(self, *arguments: str) -> str:
-        done = subprocess.run(  # noqa: S603 - as above
-            [*self._command, *arguments],
-            stdin=None if os.isatty(0) else subprocess.DEVNULL,  # a login plug-in may prompt
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - as above
+                [*self._command, *arguments],
+                stdin=None if os.isatty(0) else subprocess.DEVNULL,  # a login plug-in may prompt
+                capture_output=True,
+                encoding="utf-8",  # also where the locale has another encoding
+                errors="replace",
+                timeout=self.patience,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise KubectlError(f"kubectl has not answered for {error.timeout:g} s.") from error
         if done.returncode != 0:
             raise _failure(done.stderr)
         return done.stdout
+
+
+def _local_port(output: Iterable[str]) -> int:
+    """Return the port at which kubectl port-forward listens. Warnings come before, such as of a login plug-in.
+
+    Raises:
+        KubectlError: kubectl ended.
+    """
+    lines = []
+    for line in output:
+        if found := re.match(r"Forwarding from .*:(\d+) ->", line):
+            return int(found[1])
+        lines.append(line)
+    raise _failure("".join(lines))
+
+
+def _namespace_of_this_pod() -> str:
+    """Return what kubectl uses in a pod where no context names a namespace; empty elsewhere."""
+    if not os.environ.get("KUBERNETES_SERVICE_HOST") or not (ACCOUNT / "token").exists():
+        return ""
+    try:
+        return os.environ.get("POD_NAMESPACE") or (ACCOUNT / "namespace").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _failure(output: str) -> KubectlError:

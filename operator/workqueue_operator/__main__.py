@@ -394,7 +394,7 @@ class Operator:
         return self._health.problem() if self._health is not None else None
 
     def _refresh_metrics(self) -> None:
-        self._metrics.api_requests.set(sum(cluster.requests for cluster in self._clusters))
+        self._metrics.count_api_requests(sum(cluster.requests for cluster in self._clusters))
         if self._leadership is not None:
             self._metrics.leader.set(self._leadership.leads)
         for gauge in (self._metrics.broker_up, self._metrics.doorbells, self._metrics.depth_age_seconds):

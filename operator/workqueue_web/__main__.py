@@ -164,7 +164,7 @@ class PageProcess:
 
     def _refresh_metrics(self) -> None:
         if self._cluster is not None:
-            self._metrics.api_requests.set(self._cluster.requests)
+            self._metrics.count_api_requests(self._cluster.requests)
         if self._page is not None:
             self._metrics.viewers.set(self._page.live)
 

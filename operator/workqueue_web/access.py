@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -21,7 +21,10 @@ AUDIENCE: Final = "workqueue-page"
 """Default audience of the tokens that users log in with."""
 
 KEPT_SECONDS: Final = 60.0
-KEPT: Final = 2_000
+TOKENS_KEPT: Final = 2_000
+RIGHTS_KEPT: Final = 50_000
+"""Of all users together, in about 15 MiB. A user of single namespaces has one for each namespace with WorkQueues."""
+
 AT_ONCE: Final = 2
 WAITING: Final = 100
 """Limits of concurrent and of waiting requests, so that token guessing does not load the API server. After a restart,
@@ -81,7 +84,9 @@ class Access:
         self._cluster = cluster
         self._clock = clock
         self._people: OrderedDict[bytes, tuple[float, Person | None]] = OrderedDict()
-        self._rights: OrderedDict[tuple[Person, Right], tuple[float, bool]] = OrderedDict()
+        self._rights: OrderedDict[Person, dict[Right, tuple[float, bool]]] = OrderedDict()
+        self._rights_kept = 0
+        self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
 
@@ -92,17 +97,25 @@ class Access:
             ClusterError: the API server did not answer.
             TooManyError: too many requests are waiting.
         """
+        if not (token.isascii() and token.isprintable()):
+            return None  # also bytes of a header that are no text
         key = hashlib.sha256(token.encode()).digest()
-        known = self._kept(self._people, key)
-        if known is not None:
+        known = self._people.get(key)
+        if known is not None and self._is_current(known[0]):
             return known[1]
+        return await self._shared(key, lambda: self._review(token, key))
+
+    async def _review(self, token: str, key: bytes) -> Person | None:
         spec = {"token": token, "audiences": [self.audience]}
         answer = await self._ask("authentication.k8s.io/v1/tokenreviews", spec)
         status = answer.get("status") or {}
         # An API server without support for audiences returns none.
         good = status.get("authenticated") and self.audience in (status.get("audiences") or ())
         found = _person(status["user"]) if good and "user" in status else None
-        self._keep(self._people, key, found)
+        self._people[key] = (self._clock(), found)
+        self._people.move_to_end(key)
+        while len(self._people) > TOKENS_KEPT:
+            self._people.popitem(last=False)
         return found
 
     async def may_list(self, person: Person, namespace: str = "") -> bool:
@@ -122,10 +135,14 @@ class Access:
         Raises:
             ClusterError, TooManyError: as `person`.
         """
-        key = (person, right)
-        known = None if fresh else self._kept(self._rights, key)
-        if known is not None:
+        if fresh:
+            return await self._review_right(person, right)
+        known = self._rights.get(person, {}).get(right)
+        if known is not None and self._is_current(known[0]):
             return known[1]
+        return await self._shared((person, right), lambda: self._review_right(person, right))
+
+    async def _review_right(self, person: Person, right: Right) -> bool:
         answer = await self._ask(
             "authorization.k8s.io/v1/subjectaccessreviews",
             {
@@ -138,7 +155,7 @@ class Access:
         )
         status = answer.get("status") or {}
         allowed = bool(status.get("allowed")) and not status.get("denied")
-        self._keep(self._rights, key, allowed)
+        self._keep(person, right, allowed=allowed)
         return allowed
 
     async def namespaces(self, person: Person, there: Iterable[str]) -> frozenset[str]:
@@ -165,15 +182,30 @@ class Access:
         finally:
             self._waiting -= 1
 
-    def _kept(self, cache: OrderedDict[Any, tuple[float, T]], key: object) -> tuple[float, T] | None:
-        found = cache.get(key)
-        return found if found is not None and self._clock() - found[0] < KEPT_SECONDS else None
+    async def _shared(self, key: Hashable, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Ask once for all that want the same answer: the open pages of a user ask in the same moment."""
+        task: asyncio.Task[T] | None = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.create_task(ask())
+            task.add_done_callback(lambda done: self._on_answer(key, done))
+        return await asyncio.shield(task)
 
-    def _keep(self, cache: OrderedDict[Any, tuple[float, T]], key: object, value: T) -> None:
-        cache[key] = (self._clock(), value)
-        cache.move_to_end(key)
-        while len(cache) > KEPT:
-            cache.popitem(last=False)
+    def _on_answer(self, key: Hashable, done: asyncio.Task[Any]) -> None:
+        del self._asking[key]
+        if not done.cancelled():
+            done.exception()  # otherwise asyncio logs it if all browsers have gone away
+
+    def _is_current(self, at: float) -> bool:
+        return bool(self._clock() - at < KEPT_SECONDS)
+
+    def _keep(self, person: Person, right: Right, *, allowed: bool) -> None:
+        rights = self._rights.setdefault(person, {})
+        self._rights.move_to_end(person)
+        self._rights_kept += right not in rights
+        rights[right] = (self._clock(), allowed)
+        while self._rights_kept > RIGHTS_KEPT and len(self._rights) > 1:
+            _, forgotten = self._rights.popitem(last=False)
+            self._rights_kept -= len(forgotten)
 
 
 def _person(user: dict[str, Any]) -> Person:

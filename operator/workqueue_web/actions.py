@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from workqueue_web.decisions import PAGE_REPORTER
 logger = logging.getLogger(__name__)
 
 NAME_LENGTH: Final = 200
+_ONCE: Final = re.compile("[0-9a-f]{16}")
 
 
 class Action(Enum):
@@ -82,12 +84,14 @@ class Wish:
         uid: the WorkQueue that the form was about, not another one of the same name.
         generation: the version of its spec that the form has shown.
         replicas: for SCALE.
+        once: a number of this form, which is carried out once.
         dead_letters: for REPLAY and PURGE: how many the form has shown.
     """
 
     action: Action
     uid: str
     generation: int
+    once: str
     replicas: int | None = None
     dead_letters: int | None = None
 
@@ -191,7 +195,7 @@ class Actions:
 
     async def _carry_out(self, person: Person, wish: Wish, body: Object) -> int:
         user = escaped(person.name)[:NAME_LENGTH]
-        await self._event(body, wish.action, f"{user}, on the web page: {_sentence(wish)}", must=True)
+        await self._event(body, wish.action, f"{user}, on the web page: {_sentence(wish)}", once=wish.once)
         logger.info(
             "A user changes a WorkQueue.",
             extra={
@@ -260,8 +264,17 @@ class Actions:
         return outcome.settled
 
     async def _event(
-        self, body: Object, action: Action, note: str, *, warning: bool = False, must: bool = False
+        self, body: Object, action: Action, note: str, *, warning: bool = False, once: str = ""
     ) -> None:
+        """Write an Event.
+
+        Args:
+            once: the number of a form that must not be carried out without its Event, or a second time: of Events of
+                the same name, the API server accepts one, whichever replica of the page writes it.
+
+        Raises:
+            RefusedError: such a form was sent before, or its Event could not be written.
+        """
         metadata = body["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         event = event_body(
@@ -272,12 +285,18 @@ class Actions:
             action=action.value.capitalize(),
             note=note,
             warning=warning,
+            name=f"{name}-{once}" if once else "",
         )
         try:
             await self._cluster.create(events_path(namespace), event)
         except ClusterError as error:
             logger.warning("An Event could not be written.", extra={"note": note, "detail": error.message})
-            if must:
+            if once and error.conflict:
+                raise RefusedError(
+                    HTTPStatus.CONFLICT,
+                    "This form was already sent, and is not carried out again. Open a new one.",
+                ) from error
+            if once:
                 raise RefusedError(
                     HTTPStatus.BAD_GATEWAY,
                     "Nothing was changed, because the Event that names you could not be written:"
@@ -343,10 +362,14 @@ def wish_of(action: Action, form: Mapping[str, Any]) -> Wish:
             )
         return int(text)
 
+    once = str(form.get("once", ""))
+    if _ONCE.fullmatch(once) is None:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "This form is not complete. Open it again.")
     return Wish(
         action,
         str(form.get("uid", "")),
         number("generation"),
+        once,
         replicas=number("replicas", MAX_REPLICAS) if action is Action.SCALE else None,
         dead_letters=number("dead_letters") if action.is_about_dead_letters else None,
     )

@@ -19,6 +19,7 @@ from workqueue.contract.binding import Binding
 from workqueue.contract.dead_letters import Filter
 from workqueue.contract.errors import WorkerError
 from workqueue.contract.topology import dead_letter_queue_name
+from workqueue.logs import escaped
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.addresses import permitted
 from workqueue_operator.destinations import ANYWHERE, Destinations
@@ -27,6 +28,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_web.lookups import Lookups
 
 SAMPLE: Final = 100
+REASON_LENGTH: Final = 60
 AGAIN_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 5.0
 SAMPLE_SECONDS: Final = 5.0
@@ -34,6 +36,9 @@ SAMPLE_SECONDS: Final = 5.0
 
 ACTION_SECONDS: Final = 20.0
 """Time limit of a replay or a purge, because a browser waits for it."""
+
+CONFIRM_SECONDS: Final = 8.0
+"""The part of it for the confirms of the last messages, such as while a memory alarm blocks publishing."""
 
 REPLAY_BYTES: Final = 16 * 1024 * 1024
 """Bodies that a replay may have in memory, besides the one that it reads."""
@@ -210,7 +215,9 @@ def sample(binding: Binding, queue: str, most: int = SAMPLE) -> Reasons:
             received = session.get(name) if time.monotonic() < deadline else None
             if received is None:
                 break
-            counts[dead_letters.read(received, queue).reason] += 1
+            # A publisher may write any text, of any length.
+            reason = dead_letters.read(received, queue).reason
+            counts[escaped(reason[:REASON_LENGTH])[:REASON_LENGTH]] += 1
         session.give_back_all()
     return Reasons(tuple(counts.most_common()), counts.total(), total, read_at=time.time())
 
@@ -226,8 +233,10 @@ def _with_session(
 
 
 def _replay(session: Session, binding: Binding, place: DeadLetterQueue, total: int) -> Outcome:
-    replay = Replay(place, lambda: binding, Filter(), window_bytes=REPLAY_BYTES)
-    replay.run(session, total, deadline=time.monotonic() + ACTION_SECONDS)
+    replay = Replay(
+        place, lambda: binding, Filter(), window_bytes=REPLAY_BYTES, confirm_seconds=CONFIRM_SECONDS
+    )
+    replay.run(session, total, deadline=time.monotonic() + ACTION_SECONDS - CONFIRM_SECONDS)
     return Outcome(replay.moved, tuple(replay.errors) or _unfinished(replay.moved, total))
 
 

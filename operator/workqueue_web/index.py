@@ -27,7 +27,11 @@ class Index:
         store.wake = self._note
 
     def _note(self, key: Key) -> None:
-        self._changed.add(key)
+        if key in self._store.workqueues:
+            self._changed.add(key)
+        else:  # now, because no page may be open for weeks
+            self._changed.discard(key)
+            self._entries.pop(key, None)
         self._wake_others(key)
 
     async def refresh(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Generic, TypeVar
@@ -13,7 +14,7 @@ V = TypeVar("V")
 Key = tuple[str, str]
 
 WAIT_SECONDS: Final = 1.0
-"""A page is shown without a value that takes longer to read. A live page shows it as soon as it is read."""
+"""A page is shown without a value that takes longer to read. A live page shows it after the read."""
 
 KEPT: Final = 200
 
@@ -36,6 +37,8 @@ class Lookups(Generic[V]):
         self._known: dict[Key, tuple[float, V]] = {}
         self._reading: dict[Key, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
+        self._turn_alone = asyncio.Lock()
+        self._locks: weakref.WeakValueDictionary[Key, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def get(self, key: Key, read: Callable[[], Awaitable[V]]) -> V | None:
         """Return the last value of a key; None before the first one. Reads a value that is out of date again."""
@@ -49,8 +52,11 @@ class Lookups(Generic[V]):
 
     @asynccontextmanager
     async def alone(self, key: Key) -> AsyncIterator[None]:
-        """Read nothing while the context lasts, and the value of this key again afterwards."""
-        async with self._turn:
+        """Prevent reads of this key during the context. The next `get` reads it again.
+
+        Contexts run one at a time. A slow read of another key does not delay them.
+        """
+        async with self._turn_alone, self._lock_of(key):
             try:
                 yield
             finally:
@@ -63,9 +69,15 @@ class Lookups(Generic[V]):
             task.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
 
+    def _lock_of(self, key: Key) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
+
     async def _read(self, key: Key, read: Callable[[], Awaitable[V]]) -> None:
         try:
-            async with self._turn:
+            async with self._lock_of(key), self._turn:
                 value = await read()
             self._known.pop(key, None)
             self._known[key] = self._clock(), value

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
@@ -155,8 +154,8 @@ class Sampler:
         while True:
             try:
                 await step()
-            except (ClusterError, OSError, KeyError, ValueError):
-                # The page is outdated for a round.
+            except Exception:
+                # The page is outdated for a round. An unexpected object must not stop this loop.
                 logger.exception("Updating the web page failed.")
             await asyncio.sleep(seconds)
 

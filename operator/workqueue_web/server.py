@@ -12,7 +12,7 @@ import logging
 import mimetypes
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,8 +41,14 @@ HERE: Final = Path(__file__).parent
 STATIC: Final = {path.name: path.read_bytes() for path in (HERE / "static").iterdir()}
 """By name. In memory, since aiohttp leaves a file open if the browser goes away while it opens it."""
 
+EVENT_STREAM: Final = "text/event-stream"
+ENDS: Final = frozenset({401, 403, 404})
+"""Statuses that end the updates of an open page."""
+
 LIVE_SECONDS: Final = 2.0
 KEEP_ALIVE_SECONDS: Final = 15.0
+"""A page that gets nothing for 40 s marks its numbers and connects again: see `page.js`."""
+
 CONNECTIONS: Final = 128
 MOST_LIVE: Final = 96
 """Maximum number of live pages. The other connections stay free for page loads."""
@@ -64,6 +70,11 @@ SHARED_SECONDS: Final = 1.0
 
 LONGEST_FILTER: Final = 200
 LONGEST_COUNT: Final = 9
+
+STREAM_HEADERS: Final = {
+    "Content-Type": f"{EVENT_STREAM}; charset=utf-8",
+    "X-Accel-Buffering": "no",  # nginx otherwise sends an event when its buffer is full
+}
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -120,6 +131,7 @@ class Page:
         self._dependencies = dependencies
         self._server: BoundedServer | None = None
         self._index = Index(dependencies.store)
+        self._streams = (self._overview_events, self._namespaces_events, self._detail_events)
         self._overviews: dict[tuple[frozenset[str], View], tuple[float, str]] = {}
         self._rows: dict[tuple[str, str], tuple[object, str]] = {}
         self._templates = Environment(
@@ -152,13 +164,14 @@ class Page:
         app.router.add_post("/login", self._login)
         app.router.add_post("/logout", self._logout)
         app.router.add_get("/", self._overview)
-        app.router.add_get("/events", self._overview_events)
+        app.router.add_get("/events", self._overview_events, allow_head=False)
         app.router.add_get("/namespaces", self._namespaces)
-        app.router.add_get("/namespaces/events", self._namespaces_events)
+        # Not below /namespaces: a namespace may be called events.
+        app.router.add_get("/events/namespaces", self._namespaces_events, allow_head=False)
         app.router.add_get("/namespaces/{namespace}", self._overview)
-        app.router.add_get("/namespaces/{namespace}/events", self._overview_events)
+        app.router.add_get("/namespaces/{namespace}/events", self._overview_events, allow_head=False)
         app.router.add_get("/queues/{namespace}/{name}", self._detail)
-        app.router.add_get("/queues/{namespace}/{name}/events", self._detail_events)
+        app.router.add_get("/queues/{namespace}/{name}/events", self._detail_events, allow_head=False)
         if self._dependencies.actions is not None:
             app.router.add_get("/queues/{namespace}/{name}/{action}", self._action_form)
             app.router.add_post("/queues/{namespace}/{name}/{action}", self._act)
@@ -187,6 +200,9 @@ class Page:
         except web.HTTPRedirection:
             raise
         except web.HTTPException as error:
+            if error.status in ENDS and request.headers.get("Accept") == EVENT_STREAM:
+                # A browser tells its script no status, and after this one it need not try again.
+                return _stream_end(error.text or error.reason)
             return self._message(error.status, error.reason, error.text or "")
         except RefusedError as error:
             return self._message(error.status, error.status.phrase, str(error), back=_place_of(request))
@@ -204,8 +220,8 @@ class Page:
             return await handler(request)
         person = await self._person(request)
         if person is None:
-            if request.path.endswith("/events"):
-                raise web.HTTPUnauthorized(text="Log in again.")
+            if request.match_info.handler in self._streams:
+                raise web.HTTPUnauthorized(text="Your login has ended. Reload the page.")
             raise web.HTTPSeeOther(f"/login?next={quote(request.path_qs, safe='/')}")
         request[PERSON] = person
         return await handler(request)
@@ -228,7 +244,7 @@ class Page:
     async def _login(self, request: web.Request) -> web.StreamResponse:
         if "Origin" in request.headers:  # programs that log in send none
             _require_same_origin(request)
-        form = await request.post()
+        form = await _form(request)
         token = str(form.get("token", "")).strip()
         if len(token) > LONGEST_TOKEN:
             problem = (
@@ -250,12 +266,14 @@ class Page:
             max_age=COOKIE_SECONDS,
             httponly=True,
             samesite="Strict",
-            secure=request.secure or request.headers.get("X-Forwarded-Proto") == "https",
+            secure=request.secure or _is_forwarded_https(request),
             path="/",
         )
         return answer
 
-    async def _logout(self, _: web.Request) -> web.StreamResponse:
+    async def _logout(self, request: web.Request) -> web.StreamResponse:
+        if "Origin" in request.headers:
+            _require_same_origin(request)
         answer = _see("/login")
         answer.del_cookie(COOKIE, path="/")
         return answer
@@ -376,7 +394,6 @@ class Page:
     async def _detail_events(self, request: web.Request) -> web.StreamResponse:
         key = request.match_info["namespace"], request.match_info["name"]
         await self._require(request[PERSON], key)
-
         return await self._stream(request, lambda person: self._detail_fragment(person, key))
 
     async def _reasons(self, body: Object) -> Reasons:
@@ -432,6 +449,7 @@ class Page:
             uid=metadata["uid"],
             generation=metadata["generation"],
             form_token=_form_token(request),
+            once=secrets.token_hex(8),
             replicas=spec.get("replicas"),
             desired=(body.get("status") or {}).get("desiredReplicas"),
             most_replicas=MAX_REPLICAS,
@@ -442,7 +460,7 @@ class Page:
     async def _act(self, request: web.Request) -> web.StreamResponse:
         """Carry out a confirmed action, and lead back to the WorkQueue, so that a reload repeats nothing."""
         _require_same_origin(request)
-        form = await request.post()
+        form = await _form(request)
         if not secrets.compare_digest(str(form.get("form", "")).encode(), _form_token(request).encode()):
             raise web.HTTPForbidden(
                 text="This form is not from your present login. Nothing was changed. Open it again."
@@ -474,7 +492,7 @@ class Page:
         """Send the fragment after each change, while the user may see it."""
         if self.live >= MOST_LIVE:
             raise web.HTTPServiceUnavailable(text="Too many pages are open. This page is not updated.")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", **HEADERS})
+        response = web.StreamResponse(headers={**STREAM_HEADERS, **HEADERS})
         self.live += 1
         try:
             with self._dependencies.sampler.viewing():
@@ -490,7 +508,7 @@ class Page:
     async def _chunks(
         self, request: web.Request, make: Callable[[Person], Awaitable[str]]
     ) -> AsyncIterator[bytes]:
-        shown, silent = b"", 0.0
+        shown, said_at = b"", time.monotonic()
         while True:
             try:
                 person = await self._person(request)
@@ -503,20 +521,19 @@ class Page:
                 return
             except (ClusterError, TooManyError) as error:
                 # Nothing is sent without knowing that the user may still see it. What the browser shows gets old.
-                shown, silent = b"", 0.0
+                shown = b""
                 detail = error.message if isinstance(error, ClusterError) else "too many requests wait"
                 yield _event("away", f"The API server cannot check your permissions: {detail}")
                 await asyncio.sleep(LIVE_SECONDS)
                 continue
             digest = hashlib.sha256(html.encode()).digest()
             if digest != shown:
-                shown, silent = digest, 0.0
+                shown, said_at = digest, time.monotonic()
                 yield _event("fragment", html)
-            elif silent >= KEEP_ALIVE_SECONDS:
-                silent = 0.0
-                yield b": still here\n\n"
+            elif time.monotonic() - said_at >= KEEP_ALIVE_SECONDS:
+                said_at = time.monotonic()
+                yield _event("same", "")
             await asyncio.sleep(LIVE_SECONDS)
-            silent += LIVE_SECONDS
 
     # -- pages ---------------------------------------------------------------------------------------
 
@@ -543,6 +560,28 @@ def _event(kind: str, text: str) -> bytes:
     return f"event: {kind}\n{lines}\n".encode()
 
 
+def _stream_end(sentence: str) -> web.Response:
+    """Return a stream of one event, which ends the updates of an open page."""
+    return web.Response(body=_event("end", sentence), headers=STREAM_HEADERS)
+
+
+def _is_forwarded_https(request: web.Request) -> bool:
+    """Return whether the browser used HTTPS, by what proxies say. Each of them may add a value."""
+    return request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower() == "https"
+
+
+async def _form(request: web.Request) -> Mapping[str, Any]:
+    """Return the fields of a form.
+
+    Raises:
+        web.HTTPBadRequest: it cannot be read. Browsers send the encoding of the page, UTF-8.
+    """
+    try:
+        return await request.post()
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise web.HTTPBadRequest(text="The form cannot be read. Nothing was changed.") from error
+
+
 def _token(request: web.Request) -> str:
     kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
     return bearer if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
@@ -556,8 +595,15 @@ def _form_token(request: web.Request) -> str:
 def _require_same_origin(request: web.Request) -> None:
     """Refuse forms of other sites, also where a proxy logs the user in and no cookie of ours is needed."""
     origin, site = request.headers.get("Origin", ""), request.headers.get("Sec-Fetch-Site", "same-origin")
-    if urlsplit(origin).netloc != request.host or site != "same-origin":
+    if _host_of(origin) != request.host or site != "same-origin":
         raise web.HTTPForbidden(text="This form was sent from another site. Nothing was changed.")
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as an IPv6 address without its end
+        return ""
 
 
 def _view(request: web.Request) -> View:

@@ -45,7 +45,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
     shown = {name for expr in expressions() for name in re.findall(r"\bworkqueue_\w+", expr)}
     shown |= {f"{name.removesuffix('_bucket')}{ending}" for name in shown for ending in ("_count", "_sum")}
     with_an_alert = {"workqueue_namespaces_left_out"}
-    of_the_optional_page = {"workqueue_page_viewers", "workqueue_page_api_requests"}
+    of_the_optional_page = {"workqueue_page_viewers", "workqueue_page_api_requests_total"}
     assert metrics.series() - shown == with_an_alert | of_the_optional_page
 
 

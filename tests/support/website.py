@@ -221,7 +221,10 @@ class Site:
         asked = attributes["group"], attributes["resource"], attributes["verb"]
         return {"status": {"allowed": allowed[asked]}}
 
-    def _create_event(self, request: Request) -> dict[str, Any]:
+    def _create_event(self, request: Request) -> Any:
+        name = request.body["metadata"].get("name")
+        if name is not None and name in [event["metadata"].get("name") for event in self.written]:
+            return ClusterError(409, f'events.events.k8s.io "{name}" already exists')
         self.written.append(request.body)
         return dict(request.body)
 

@@ -218,8 +218,8 @@ def _pod_lines(overview: Overview, *, wide: bool = False) -> list[str]:
                 _state(pod, status),
                 f"{status[StatusField.BUSY]}/{status[StatusField.SLOTS]}" if status else "?",
                 str(status[StatusField.HANDLED]) if status else "?",
-                durations.span(status[StatusField.RECENT_HANDLER_SECONDS])
-                if status and status[StatusField.RECENT_HANDLER_SECONDS]
+                durations.span(recent)
+                if status and (recent := status.get(StatusField.RECENT_HANDLER_SECONDS))
                 else "-",
                 _age(overview.now - datetime.fromtimestamp(pod.created, UTC)),
                 (

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 INTERVAL: Final = 2.0
+UPDATE_SECONDS: Final = 15.0
+"""How long an update may take. Then the numbers on the screen are marked. kubectl itself waits without end."""
+
 STALE: Final = "~"
 """Before a number that is older than the WorkQueue's spec, or than an update that failed."""
 
@@ -79,6 +82,8 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
 def _live(cluster: Cluster, arguments: argparse.Namespace) -> None:
     from rich.live import Live
 
+    # The user has logged in by now: `run` has read the WorkQueues.
+    cluster.kubectl.patience = UPDATE_SECONDS
     screen = _Screen(cluster, arguments)
     try:
         with Live(screen.now(), screen=True, auto_refresh=False) as live:

@@ -4,7 +4,13 @@
 const live = document.getElementById("live");
 const state = document.getElementById("state");
 
-let lostAt = null;
+// The server sends something every 15 s. A connection that is silent for longer is lost, although the browser may not
+// notice: after a sleep, or behind a proxy that has forgotten it.
+const SILENT_MS = 40000;
+const AGAIN_MS = 10000;
+
+let heardAt = Date.now();
+let marks = null;
 
 function show(html) {
   const focused = document.activeElement;
@@ -29,40 +35,56 @@ function tell(text) {
 }
 
 function current() {
-  lostAt = null;
+  clearInterval(marks);
+  heardAt = Date.now();
   live.classList.remove("stale");
   tell("live");
 }
 
-// Marks all numbers, with their age: they are no longer those of the server.
+// Marks all numbers, with their age, until the next update: they are no longer those of the server.
 function lost(text) {
-  lostAt ??= Date.now();
+  const mark = () => {
+    const seconds = Math.floor((Date.now() - heardAt) / 5000) * 5;
+    const age = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
+    tell(seconds ? `${text}, numbers are ${age} old` : text);
+  };
   live.classList.add("stale");
-  const seconds = Math.floor((Date.now() - lostAt) / 5000) * 5;
-  const age = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
-  tell(seconds ? `${text}, numbers are ${age} old` : text);
+  clearInterval(marks);
+  marks = setInterval(mark, 5000);
+  mark();
 }
 
 function follow() {
   const source = new EventSource(live.dataset.events);
   let timer = null;
-  const again = (text) => {
-    clearInterval(timer);
-    lost(text);
-    timer = setInterval(() => lost(text), 5000);
+  const close = () => { clearTimeout(timer); source.close(); };
+  const reconnectIn = (milliseconds) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      lost("connection lost, reconnecting");
+      close();
+      connection = follow();
+    }, milliseconds);
   };
-  const fresh = () => { clearInterval(timer); current(); };
-  source.addEventListener("error", () => again(
-    source.readyState === EventSource.CLOSED ? "no longer live, reload the page" : "connection lost, reconnecting"));
+  const fresh = () => { reconnectIn(SILENT_MS); current(); };
+  reconnectIn(SILENT_MS);
   source.addEventListener("fragment", (event) => { show(event.data); fresh(); });
-  source.addEventListener("away", (event) => again(event.data));
-  source.addEventListener("end", (event) => { source.close(); again(`no longer live: ${event.data}`); });
-  return { close: () => { clearInterval(timer); source.close(); } };
+  source.addEventListener("same", fresh);
+  source.addEventListener("away", (event) => { reconnectIn(SILENT_MS); lost(event.data); });
+  source.addEventListener("end", (event) => { close(); lost(`no longer live: ${event.data}`); });
+  source.addEventListener("error", () => {
+    lost("connection lost, reconnecting");
+    // After an answer that is no stream, such as 503 of a proxy, the browser itself does not try again.
+    if (source.readyState === EventSource.CLOSED) reconnectIn(AGAIN_MS);
+  });
+  return { close };
 }
 
 // A hidden page needs no updates.
-let source = follow();
+let connection = follow();
 document.addEventListener("visibilitychange", () => {
-  source.close();
-  if (document.visibilityState === "visible") source = follow();
+  connection.close();
+  if (document.visibilityState !== "visible") return;
+  if (Date.now() - heardAt >= SILENT_MS) lost("reconnecting");
+  connection = follow();
 });

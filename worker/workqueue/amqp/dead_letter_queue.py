@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from workqueue.amqp.errors import BrokerError, NotSent
+from workqueue.amqp.errors import BrokerError, NotSent, PublishError
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publish_pipeline import DEFAULT_WINDOW_BYTES, PublishPipeline
+from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW_BYTES, PublishPipeline
 from workqueue.amqp.session import Received, Session, wait_until_open
 from workqueue.contract import dead_letters
 from workqueue.contract.binding import Binding
@@ -24,6 +23,8 @@ from workqueue.contract.dead_letters import DeadLetter, Filter
 from workqueue.contract.topology import dead_letter_queue_name
 
 _LOOK_SECONDS: Final = 0.1
+_INTERRUPTED_SECONDS: Final = 10.0
+"""How long an interrupted replay waits for the confirms of messages that it has sent."""
 
 Update = Callable[[int], None]
 """Called with the number done so far."""
@@ -93,10 +94,12 @@ class Replay:
         limit: the largest number to replay.
         keep_attempts: whether to continue the count of attempts.
         window_bytes: how many bytes of bodies may be in memory.
+        confirm_seconds: how long RabbitMQ may take to confirm a message.
 
     Attributes:
         moved: number of messages that are back in the work queue.
         errors: why others are not. The replay stops at the first one.
+        is_interrupted: whether Ctrl-C has stopped it.
     """
 
     def __init__(
@@ -108,20 +111,26 @@ class Replay:
         limit: int | None = None,
         keep_attempts: bool = False,
         window_bytes: int = DEFAULT_WINDOW_BYTES,
+        confirm_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self.moved = 0
         self.errors: list[str] = []
+        self.is_interrupted = False
         self._place = place
         self._binding_source = binding_source
         self._wanted = wanted
         self._limit = limit
         self._keep_attempts = keep_attempts
         self._window_bytes = window_bytes
+        self._confirm_seconds = confirm_seconds
 
     def run(
         self, session: Session, total: int, update: Update = lambda _: None, deadline: float | None = None
     ) -> None:
         """Replay at most the first `total` dead letters of the queue.
+
+        After a KeyboardInterrupt, it sends no more messages and settles those that it has sent. Otherwise each of
+        them would be in both queues. A second KeyboardInterrupt is raised.
 
         Raises:
             BrokerError: the work queue does not exist, or RabbitMQ cannot be reached. Nothing was moved.
@@ -132,23 +141,40 @@ class Replay:
                 f"The queue {queue} does not exist: apply its WorkQueue first. Nothing was moved."
             )
         with PublishPipeline(
-            self._binding_source, "workqueue dead replay", window_bytes=self._window_bytes
+            self._binding_source,
+            "workqueue dead replay",
+            window_bytes=self._window_bytes,
+            timeout_seconds=self._confirm_seconds,
         ) as publisher:
             wait_until_open(publisher.connection, self._binding_source)
-            begun = 0
-            for received, letter in self._place.take(session, total, deadline):
-                if self.errors or begun == self._limit:
-                    break
-                if self._wanted.takes(letter):
-                    begun += 1
-                    self._publish(publisher, session, received)
-                update(self.moved)
-            while not publisher.wait(_LOOK_SECONDS):
-                update(self.moved)
+            try:
+                self._move(publisher, session, total, update, deadline)
+            except KeyboardInterrupt:
+                self.is_interrupted = True
+                publisher.close(_INTERRUPTED_SECONDS)
         try:
             session.give_back_all()  # RabbitMQ answers this after all acknowledgements
         except BrokerError as error:
             self.errors.append(f"{error} Replayed messages may still be dead letters too; compare their ids.")
+
+    def _move(
+        self,
+        publisher: PublishPipeline,
+        session: Session,
+        total: int,
+        update: Update,
+        deadline: float | None,
+    ) -> None:
+        begun = 0
+        for received, letter in self._place.take(session, total, deadline):
+            if self.errors or begun == self._limit:
+                break
+            if self._wanted.takes(letter):
+                begun += 1
+                self._publish(publisher, session, received)
+            update(self.moved)
+        while not publisher.wait(_LOOK_SECONDS):
+            update(self.moved)
 
     def _publish(self, publisher: PublishPipeline, session: Session, received: Received) -> None:
         properties, kept = dead_letters.replay_properties(
@@ -156,13 +182,12 @@ class Replay:
         )
         copy = Outgoing.with_properties(properties, self._place.queue, received.body, kept)
         try:
-            publisher.publish(copy).add_done_callback(partial(self._settled, session, received))
+            publisher.publish_then(copy, partial(self._settled, session, received))
         except NotSent as error:
             self.errors.append(str(error))
 
-    def _settled(self, session: Session, received: Received, future: Future[Any]) -> None:
+    def _settled(self, session: Session, received: Received, error: PublishError | None) -> None:
         """Acknowledge a dead letter whose copy is confirmed. Runs in the publisher's thread."""
-        error = future.exception()
         if error is None:
             session.ack(received)
             self.moved += 1

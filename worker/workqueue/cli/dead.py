@@ -20,6 +20,7 @@ from workqueue.contract import durations
 from workqueue.contract.dead_letters import DeadLetter, Filter
 from workqueue.contract.errors import WorkerError
 
+INTERRUPTED: Final = 130
 DEFAULT_LIST_LIMIT: Final = 50
 MOST_CANDIDATES: Final = 10
 """Ids that are listed if the one of `show` is ambiguous."""
@@ -200,8 +201,11 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
         output.say(f"{output.count(replay.moved, 'message')} replayed to {arguments.queue}.")
     for error in replay.errors:
         output.warn(error)
-    if replay.errors:
-        output.warn("Stopped. The other messages are still in the dead-letter queue.")
+    if replay.errors or replay.is_interrupted:
+        what = "Interrupted" if replay.is_interrupted else "Stopped"
+        output.warn(f"{what}. The other messages are still in the dead-letter queue.")
+    if replay.is_interrupted:
+        return INTERRUPTED
     return 1 if replay.errors else 0
 
 

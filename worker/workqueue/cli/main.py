@@ -6,7 +6,7 @@ A worker must start fast, so nothing here imports anything that `run` does not n
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -72,9 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = import_module(f"{__package__}.{parsed.command}").run(parsed)
     except WorkerError as error:
+        from workqueue.cli import output
+
         if getattr(parsed, "json", False):
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))  # noqa: T201
-        print(f"workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+            output.say_json({"error": str(error)})
+        output.warn(f"workqueue {parsed.command}: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -91,3 +93,6 @@ def open_missing_streams() -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)  # as the others, for commands that handle messages
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding shows \u2026 for what it lacks. Otherwise a command would fail at its end.
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -47,7 +47,13 @@ def warn(text: str) -> None:
 
 def say_json(document: object) -> None:
     """Write one JSON document to standard output."""
-    say(json.dumps(document, ensure_ascii=False, default=_plain))
+    say(json.dumps(document, ensure_ascii=not is_unicode(), default=_plain))
+
+
+def is_unicode() -> bool:
+    """Return whether standard output can take every character. A StringIO, which has no encoding, can."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return encoding.lower().startswith("utf")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = True) -> str:

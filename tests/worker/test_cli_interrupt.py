@@ -1,0 +1,77 @@
+"""Ctrl-C during `workqueue dead replay`: no message is in both queues, and the command says how far it came."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+
+import pytest
+
+from tests.support.commands import started
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from workqueue.amqp import dead_letter_queue
+from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publish_pipeline import PublishPipeline
+from workqueue.amqp.session import Session
+from workqueue.contract import topology
+from workqueue.contract.binding import Binding, from_url
+from workqueue.contract.dead_letters import Filter
+from workqueue.contract.topology import QueueSettings
+
+LETTERS = 3000
+
+
+@pytest.fixture
+def filled(vhost: VirtualHost) -> VirtualHost:
+    with PublishPipeline(lambda: from_url(vhost.url), "test") as publisher:
+        publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+        letters = [Outgoing("jobs.dead", b"x", message_id=f"m{number}") for number in range(LETTERS)]
+        for future in [publisher.publish(one) for one in letters]:
+            future.result()
+    return vhost
+
+
+def are_split(vhost: VirtualHost, moved: int) -> None:
+    """Wait until so many messages are in the work queue, and the others are dead letters."""
+    eventually(lambda: vhost.depth("jobs.dead").unacknowledged == 0)
+    eventually(lambda: vhost.depth("jobs.dead").ready == LETTERS - moved)
+    assert vhost.depth("jobs").ready == moved
+
+
+def test_interrupted_command_reports_what_it_has_moved(filled: VirtualHost) -> None:
+    words = ("dead", "replay", "--queue", "jobs")
+    with started(words, filled.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        eventually(lambda: filled.depth("jobs").ready > 50 or command.poll() is not None)
+        command.send_signal(signal.SIGINT)
+        said, warned = command.communicate()
+
+    assert command.returncode == 130
+    assert warned == b"Interrupted. The other messages are still in the dead-letter queue.\n"
+    moved = re.fullmatch(rb"(\d+) messages replayed to jobs\.\n", said)
+    assert moved is not None, said
+    are_split(filled, int(moved[1]))
+
+
+def test_messages_in_flight_are_settled(filled: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letter_queue, "_INTERRUPTED_SECONDS", 120.0)
+
+    def source() -> Binding:
+        return from_url(filled.url)
+
+    replay = Replay(DeadLetterQueue("jobs"), source, Filter())
+    taken = 0
+
+    def interrupt(_: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == LETTERS // 3:
+            raise KeyboardInterrupt
+
+    with Session(source, "test") as session:
+        replay.run(session, LETTERS, interrupt)
+
+    assert (replay.is_interrupted, replay.moved, replay.errors) == (True, LETTERS // 3, [])
+    are_split(filled, LETTERS // 3)
