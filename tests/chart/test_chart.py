@@ -381,9 +381,28 @@ def rules_of(values: Object) -> dict[str, Object]:
 
 def test_chart_alerts_match_alert_file() -> None:
     file = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
-    made = only(template(EVERYTHING), "PrometheusRule")
+    rules = {"enabled": True, "labels": {"release": "prometheus"}}
+    made = only(template({"metrics": {"prometheusRule": rules}}), "PrometheusRule")
     assert made["spec"] == file
     assert made["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_operator_without_pods_is_noticed_beside_another_release() -> None:
+    def condition(**monitor: Any) -> str:
+        metrics = {"prometheusRule": {"enabled": True}, "serviceMonitor": monitor}
+        groups = only(template({"metrics": metrics}, release="a"), "PrometheusRule")["spec"]["groups"]
+        (found,) = [
+            rule["expr"]
+            for group in groups
+            for rule in group["rules"]
+            if rule["alert"] == "WorkQueueOperatorWithoutLeader"
+        ]
+        return str(found).partition(" or ")[2]
+
+    own = f'absent(workqueue_leader{{namespace="{helm.NAMESPACE}", job="a-workqueue-operator"}})'
+    assert condition(enabled=True) == own
+    assert condition(enabled=True, relabelings=[{"action": "labeldrop"}]) == "absent(workqueue_leader)"
+    assert condition(enabled=False) == "absent(workqueue_leader)"
 
 
 def test_alerts_can_be_disabled_labelled_and_linked_to_own_runbooks() -> None:
