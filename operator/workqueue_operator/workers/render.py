@@ -17,6 +17,7 @@ from workqueue_operator.api.workqueue import Handler, PodSecurity, Retry, Wake, 
 from workqueue_operator.kube.views import PROVEN_SURGE
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
+    ANNOTATION_EVICTABLE_VOLUMES,
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
     BINDING_NAME,
@@ -263,7 +264,7 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     return {
         "metadata": {
             "labels": {**wire.get("podLabels", {}), **_own_labels(name)},
-            "annotations": {**wire.get("podAnnotations", {})},
+            "annotations": {ANNOTATION_EVICTABLE_VOLUMES: _TMP_VOLUME, **wire.get("podAnnotations", {})},
         },
         "spec": spec,
     }
