@@ -519,6 +519,15 @@ def test_worker_endpoint_admits_operator_and_metrics_and_other_ports_stay_open()
     assert "from" not in others
 
 
+def test_other_ports_of_workers_stay_closed_on_request() -> None:
+    """In a namespace that denies all, a rule that opens them would be an exception."""
+    policy = render.network_policy(
+        workqueue(), Defaults(operator_peer={"podSelector": {}}, other_ports=False)
+    )
+    (endpoint,) = policy["spec"]["ingress"]
+    assert endpoint["ports"] == [{"port": 8090, "protocol": "TCP"}]
+
+
 def test_empty_metrics_peers_admit_only_the_operator() -> None:
     operator = {"podSelector": {"matchLabels": {"app": "operator"}}}
     policy = render.network_policy(workqueue(), Defaults(operator_peer=operator))

@@ -77,6 +77,7 @@ class Defaults:
         metrics_from: NetworkPolicy peers that may scrape the workers' metrics beside the operator.
         operator_peer: the NetworkPolicy peer that is this operator.
         pull_secrets: names of the Secrets with registry credentials for `worker_image`.
+        other_ports: whether that NetworkPolicy leaves all other ports of the pods open.
     """
 
     worker_image: str = ""
@@ -84,6 +85,7 @@ class Defaults:
     metrics_from: tuple[Object, ...] = ()
     operator_peer: Object = field(default_factory=dict)
     pull_secrets: tuple[str, ...] = ()
+    other_ports: bool = True
 
 
 def owner_reference(workqueue: WorkQueue) -> Object:
@@ -157,9 +159,10 @@ def disruption_budget(workqueue: WorkQueue) -> Object:
 
 
 def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
-    """The NetworkPolicy: only the operator and the metrics peers reach the endpoint. Other ports stay open.
+    """The NetworkPolicy: only operator and metrics peers reach the endpoint. By default other ports stay open.
 
-    A NetworkPolicy cannot exclude one port, so the rule names the port ranges on both sides of it.
+    A NetworkPolicy cannot exclude one port, so the rule names the port ranges on both sides of it. Where another
+    policy denies all, that rule would open those ports.
     """
     endpoint: Object = {
         "ports": [{"port": PORT, "protocol": "TCP"}],
@@ -179,7 +182,7 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
         "spec": {
             "podSelector": {"matchLabels": pod_selector(workqueue.metadata.name)},
             "policyTypes": ["Ingress"],
-            "ingress": [endpoint, others],
+            "ingress": [endpoint, others] if defaults.other_ports else [endpoint],
         },
     }
 
