@@ -294,6 +294,7 @@ class Operator:
                 "podSelector": {"matchLabels": RELEASE_LABELS},
             },
             config.worker_pull_secrets,
+            config.worker_other_ports,
         )
         leadership = self._leadership
         rates = RateFeeder(

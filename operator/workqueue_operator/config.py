@@ -41,6 +41,7 @@ class Config:
         allowed_broker_hosts: host names, addresses or patterns that Secrets may contain; empty for all hosts except
             loopback, link-local and metadata addresses.
         read_nodes: whether to read which nodes are cordoned.
+        worker_other_ports: whether the NetworkPolicies of workers leave all ports but the endpoint's open.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Config:
     log_format: str = "json"
     log_level: str = "INFO"
     worker_network_policy: bool = False
+    worker_other_ports: bool = True
     metrics_from: tuple[dict[str, Any], ...] = ()
     kubeconfig: str | None = None
 
@@ -90,6 +92,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         log_format=read("WORKQUEUE_LOG_FORMAT", one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", level, default.log_level),
         worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", switch, default.worker_network_policy),
+        worker_other_ports=read("WORKQUEUE_WORKER_OTHER_PORTS", switch, default.worker_other_ports),
         metrics_from=read("WORKQUEUE_METRICS_FROM", peers, ()),
         kubeconfig=environment.get("KUBECONFIG") or None,
     )

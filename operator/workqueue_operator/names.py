@@ -62,6 +62,10 @@ PROTECTION: Final = {
 }
 """Annotations with which the cluster autoscaler and Karpenter leave the node of a pod alone."""
 
+ANNOTATION_EVICTABLE_VOLUMES: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+"""On pods: their emptyDir volumes without lasting data. The cluster autoscaler removes no node that has a pod with
+another one."""
+
 FINALIZER: Final = f"{GROUP}/queue"
 """Only on WorkQueues whose deletion policy deletes the queues."""
 

@@ -33,6 +33,7 @@ def test_full_environment_gives_full_config() -> None:
             "WORKQUEUE_LOG_LEVEL": "debug",
             "WORKQUEUE_WORKER_NETWORK_POLICY": "true",
             "WORKQUEUE_METRICS_FROM": '[{"podSelector": {}}]',
+            "WORKQUEUE_WORKER_OTHER_PORTS": "false",
             "KUBECONFIG": "/home/me/.kube/config",
         }
     )
@@ -52,6 +53,7 @@ def test_full_environment_gives_full_config() -> None:
         log_format="text",
         log_level="DEBUG",
         worker_network_policy=True,
+        worker_other_ports=False,
         metrics_from=({"podSelector": {}},),
         kubeconfig="/home/me/.kube/config",
     )

@@ -18,7 +18,7 @@ from workqueue.contract.topology import Jitter, QueueType
 from workqueue.contract.worker_api import Isolation
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
+from workqueue_operator.names import ANNOTATION_EVICTABLE_VOLUMES, ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
 from workqueue_operator.workers import render
 from workqueue_operator.workers.render import Defaults
 
@@ -492,6 +492,14 @@ def test_never_ready_template_replaces_pods_one_at_a_time() -> None:
     assert (surge(None), surge("another"), surge(hashed(made))) == (1, 1, "25%")
 
 
+@HANDLERS
+def test_worker_does_not_keep_its_node(worker: dict[str, Any]) -> None:
+    """The cluster autoscaler never removes a node with a pod whose emptyDir is not listed."""
+    template = deployment(workqueue(worker=worker))["spec"]["template"]
+    own = {volume["name"] for volume in template["spec"]["volumes"] if "emptyDir" in volume}
+    assert {template["metadata"]["annotations"][ANNOTATION_EVICTABLE_VOLUMES]} == own
+
+
 # -- the NetworkPolicy
 
 
@@ -509,6 +517,15 @@ def test_worker_endpoint_admits_operator_and_metrics_and_other_ports_stay_open()
     ]
     assert covered == [(1, 8089), (8091, 65535)]
     assert "from" not in others
+
+
+def test_other_ports_of_workers_stay_closed_on_request() -> None:
+    """In a namespace that denies all, a rule that opens them would be an exception."""
+    policy = render.network_policy(
+        workqueue(), Defaults(operator_peer={"podSelector": {}}, other_ports=False)
+    )
+    (endpoint,) = policy["spec"]["ingress"]
+    assert endpoint["ports"] == [{"port": 8090, "protocol": "TCP"}]
 
 
 def test_empty_metrics_peers_admit_only_the_operator() -> None:

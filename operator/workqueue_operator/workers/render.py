@@ -17,6 +17,7 @@ from workqueue_operator.api.workqueue import Handler, PodSecurity, Retry, Wake, 
 from workqueue_operator.kube.views import PROVEN_SURGE
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
+    ANNOTATION_EVICTABLE_VOLUMES,
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
     BINDING_NAME,
@@ -76,6 +77,7 @@ class Defaults:
         metrics_from: NetworkPolicy peers that may scrape the workers' metrics beside the operator.
         operator_peer: the NetworkPolicy peer that is this operator.
         pull_secrets: names of the Secrets with registry credentials for `worker_image`.
+        other_ports: whether that NetworkPolicy leaves all other ports of the pods open.
     """
 
     worker_image: str = ""
@@ -83,6 +85,7 @@ class Defaults:
     metrics_from: tuple[Object, ...] = ()
     operator_peer: Object = field(default_factory=dict)
     pull_secrets: tuple[str, ...] = ()
+    other_ports: bool = True
 
 
 def owner_reference(workqueue: WorkQueue) -> Object:
@@ -156,9 +159,10 @@ def disruption_budget(workqueue: WorkQueue) -> Object:
 
 
 def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
-    """The NetworkPolicy: only the operator and the metrics peers reach the endpoint. Other ports stay open.
+    """The NetworkPolicy: only operator and metrics peers reach the endpoint. By default other ports stay open.
 
-    A NetworkPolicy cannot exclude one port, so the rule names the port ranges on both sides of it.
+    A NetworkPolicy cannot exclude one port, so the rule names the port ranges on both sides of it. Where another
+    policy denies all, that rule would open those ports.
     """
     endpoint: Object = {
         "ports": [{"port": PORT, "protocol": "TCP"}],
@@ -178,7 +182,7 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
         "spec": {
             "podSelector": {"matchLabels": pod_selector(workqueue.metadata.name)},
             "policyTypes": ["Ingress"],
-            "ingress": [endpoint, others],
+            "ingress": [endpoint, others] if defaults.other_ports else [endpoint],
         },
     }
 
@@ -263,7 +267,7 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     return {
         "metadata": {
             "labels": {**wire.get("podLabels", {}), **_own_labels(name)},
-            "annotations": {**wire.get("podAnnotations", {})},
+            "annotations": {ANNOTATION_EVICTABLE_VOLUMES: _TMP_VOLUME, **wire.get("podAnnotations", {})},
         },
         "spec": spec,
     }
