@@ -23,19 +23,21 @@ def chart(image: Image, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / CHART.name
         shutil.copytree(CHART, folder)
-        values = folder / "values.yaml"
-        values.write_text(values_for(image, values.read_text()))
+        for name, changed in (("values.yaml", values_for), ("Chart.yaml", metadata_for)):
+            (folder / name).write_text(changed(image, (folder / name).read_text()))
         run([toolchain.helm(), "package", folder, "--destination", output], doing="Packaging the chart")
     return output / f"{CHART.name}-{__version__}.tgz"
 
 
 def values_for(image: Image, text: str) -> str:
-    """Return values.yaml with the image's repository and digest as defaults."""
-    return _replaced(
-        _replaced(text, r"(?m)^  repository: workqueue-operator$", f"  repository: {image.repository}"),
-        r'(?m)^  digest: ""$',
-        f'  digest: "{image.digest}"',
-    )
+    """Return values.yaml with the image's repository as the default."""
+    return _replaced(text, r"(?m)^  repository: workqueue-operator$", f"  repository: {image.repository}")
+
+
+def metadata_for(image: Image, text: str) -> str:
+    """Return Chart.yaml with the image's digest. As a default of values.yaml it would override a user's tag."""
+    name = f"{image.repository}@{image.digest}"
+    return _replaced(text, r"(?m)^annotations:$", f"annotations:\n  workqueue.dev/image: {name}")
 
 
 def install_yaml(image: Image, output: Path) -> None:

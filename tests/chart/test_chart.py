@@ -450,6 +450,21 @@ def test_dashboard_is_discoverable_by_grafana() -> None:
             "got number, want string",
             id="numeric-label",
         ),
+        pytest.param({"podAnnotations": {"a": True}}, "at '/podAnnotations/a': got boolean", id="annotation"),
+        pytest.param({"nodeSelector": {"gpu": True}}, "at '/nodeSelector/gpu': got boolean", id="node-label"),
+        pytest.param({"extraEnv": [{"name": "A", "value": 1}]}, "at '/extraEnv/0/value'", id="variable"),
+        pytest.param({"imagePullSecrets": [{}]}, "missing property 'name'", id="nameless-pull-secret"),
+        pytest.param(
+            {"podDisruptionBudget": {"maxUnavailable": "half"}},
+            "does not match pattern",
+            id="disruption-budget-in-words",
+        ),
+        pytest.param({"image": {"repository": "jobs:1"}}, "at '/image/repository'", id="tag-in-repository"),
+        pytest.param(
+            {"leaderElection": {"leaseName": "A"}}, "at '/leaderElection/leaseName'", id="lease-name"
+        ),
+        pytest.param({"nameOverride": "Jobs"}, "at '/nameOverride'", id="capital-letter-in-name"),
+        pytest.param({"fullnameOverride": "my_jobs"}, "at '/fullnameOverride'", id="underscore-in-name"),
         pytest.param(
             {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
             "metrics.serviceMonitor needs the Service: set metrics.service.enabled to true",
@@ -495,3 +510,47 @@ def test_helm_test_pod_is_not_selected_as_operator() -> None:
     assert tester["metadata"]["namespace"] == "shop"
     selector = only(objects, "Service")["spec"]["selector"]
     assert not selector.items() <= tester["metadata"]["labels"].items()
+
+
+def test_annotations_of_values_are_texts() -> None:
+    """Kubernetes refuses other types, and the message of helm then does not name the value."""
+    for value in (leaf for top in chart_values() for leaf in top.leaves()):
+        if value.path[-1].lower().endswith(("annotations", "labels", "nodeselector")):
+            assert value.extra["additionalProperties"] == {"type": "string"}, value.name
+
+
+def test_extra_variable_replaces_the_variable_of_the_chart() -> None:
+    """Server-side apply, the default of helm 4, refuses a name twice."""
+    extra = [
+        {"name": "WORKQUEUE_LOG_LEVEL", "value": "debug"},
+        {"name": "SSL_CERT_FILE", "value": "/ca/ca.crt"},
+    ]
+
+    made = template({"extraEnv": extra, "page": {"enabled": True}})
+
+    for deployment in of_kind(made, "Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        names = [variable["name"] for variable in container["env"]]
+        assert len(names) == len(set(names))
+        assert container["env"][-2:] == extra
+
+
+def test_pods_run_on_linux_and_do_not_keep_their_node() -> None:
+    """The cluster autoscaler never removes a node with a pod whose emptyDir is not listed."""
+    made = template(
+        {"page": {"enabled": True}, "nodeSelector": {"pool": "infra"}, "podAnnotations": {"a": "b"}}
+    )
+
+    for one in of_kind(made, "Deployment"):
+        pod_template = one["spec"]["template"]
+        volumes = {volume["name"] for volume in pod_template["spec"]["volumes"] if "emptyDir" in volume}
+        annotations = pod_template["metadata"]["annotations"]
+        assert {annotations["cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"]} == volumes
+        assert annotations["a"] == "b"
+        assert pod_template["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux", "pool": "infra"}
+
+
+def test_annotation_of_a_pod_may_replace_the_one_of_the_chart() -> None:
+    own = {"kubectl.kubernetes.io/default-container": "proxy"}
+    made = only(template({"podAnnotations": own}), "Deployment")
+    assert own.items() <= made["spec"]["template"]["metadata"]["annotations"].items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.helm import of_kind, template
+from tests.support.helm import of_kind, only, template
 
 PEER = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
 
@@ -35,7 +35,9 @@ def ports(rule: dict[str, Any]) -> list[Any]:
 
 
 def test_empty_peers_admit_no_traffic() -> None:
-    assert policy(networkPolicy={"metricsFrom": []})["ingress"] == []
+    closed = policy(networkPolicy={"metricsFrom": []})
+    assert "Ingress" in closed["policyTypes"]
+    assert "ingress" not in closed
 
 
 @pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])
@@ -45,13 +47,13 @@ def test_named_peers_may_scrape(of: Policy) -> None:
 
 
 def test_page_admits_named_peers_only() -> None:
-    assert page_policy()["ingress"] == []
+    assert "ingress" not in page_policy()
     (rule,) = page_policy(page={"from": [PEER]})["ingress"]
     assert (ports(rule), rule["from"]) == (["page"], [PEER])
 
 
 def test_operator_has_no_port_for_the_page() -> None:
-    assert policy(page={"enabled": True, "from": [PEER]})["ingress"] == []
+    assert "ingress" not in policy(page={"enabled": True, "from": [PEER]})
 
 
 @pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])
@@ -84,3 +86,12 @@ def test_network_policy_rules_name_peers_except_dns(of: Policy) -> None:
     everything = of(networkPolicy={"metricsFrom": [PEER], "egress": {"enabled": True}})
     assert all(rule["from"] for rule in everything["ingress"])
     assert all(rule["to"] for rule in everything["egress"][1:])
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"), [({}, False), ({"otherPorts": False}, True)], ids=["open", "closed"]
+)
+def test_operator_closes_other_ports_of_workers_on_request(setting: dict[str, bool], told: bool) -> None:
+    made = only(template({"workerNetworkPolicy": {"enabled": True, **setting}}), "Deployment")
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert ({"name": "WORKQUEUE_WORKER_OTHER_PORTS", "value": "false"} in container["env"]) == told

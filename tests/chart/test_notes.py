@@ -39,3 +39,9 @@ def test_commands_in_notes_use_a_listed_namespace() -> None:
     _, *commands = re.findall(r"(?m)^  (kubectl .+)$", said)
     assert commands
     assert all(command.startswith("kubectl -n shop ") for command in commands)
+
+
+def test_notes_warn_of_two_leaders() -> None:
+    without: dict[str, Any] = {"leaderElection": {"enabled": False}}
+    assert "WARNING: leaderElection.enabled is false" in notes(without)
+    assert "WARNING" not in notes({**without, "replicaCount": 1}) + notes({})

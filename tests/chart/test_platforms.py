@@ -29,3 +29,4 @@ def test_openshift_values_name_no_user(tmp_path: Path) -> None:
     for pod in pods:
         assert set(pod["securityContext"]) == {"runAsNonRoot", "seccompProfile"}
         assert all("runAsUser" not in one["securityContext"] for one in pod["containers"])
+    assert '\\"podSecurity\\":\\"Platform\\"' in rendered, "also the worker of helm test"

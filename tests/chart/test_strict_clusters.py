@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -11,6 +12,7 @@ import pytest
 
 from hack.generate.files import CHART
 from tests.support.helm import HelmError, Object, of_kind, only, template
+from workqueue_operator import names
 from workqueue_operator.api import crd
 
 ALL: Object = {
@@ -132,6 +134,23 @@ def test_rendering_depends_on_values_and_versions_only() -> None:
     assert not re.findall(r"Release\.(?:IsUpgrade|IsInstall|Revision)|APIVersions", actions)
 
 
+def test_no_rendered_list_is_empty() -> None:
+    """The API server drops an empty list, so `kubectl diff` would show it forever.
+
+    A ClusterRole must have rules: Argo CD and kubectl know that an empty list of them equals none.
+    """
+    for made in template(ALL, tests=True):
+        name = made["metadata"]["name"]
+        assert [] not in list(_parts({**made, "rules": None} if name == names.CLAIM else made)), name
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in inner:
+        yield from _parts(one)
+
+
 def test_release_name_of_53_characters_keeps_all_names_valid() -> None:
     for made in template(
         {**ALL, "watchNamespaces": ["n" * 63]}, release="r" * 53, namespace="s" * 63, tests=True
@@ -146,12 +165,28 @@ def test_helm_refuses_a_longer_release_name() -> None:
         template({}, release="r" * 63)
 
 
-@pytest.mark.parametrize("release", ["1234", "1e3"])
+@pytest.mark.parametrize("release", ["1234", "1e3", "true"])
 def test_names_that_look_like_numbers_stay_texts(release: str) -> None:
-    values = {**ALL, "watchNamespaces": ["90"], "fullnameOverride": "56"}
+    values = {**ALL, "watchNamespaces": ["90"], "fullnameOverride": "null", "nameOverride": "true"}
 
     for made in template(values, release=release, namespace="78", tests=True):
         assert all(isinstance(text, str) for text in _texts(made))
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        pytest.param("jobs-2.1", "jobs-2-1-workqueue-operator", id="dot"),
+        pytest.param("2nd", "wq-2nd-workqueue-operator", id="digit"),
+    ],
+)
+def test_every_release_name_gives_its_services_valid_names(release: str, expected: str) -> None:
+    objects = template(ALL, release=release)
+
+    services = [one["metadata"]["name"] for one in of_kind(objects, "Service")]
+    assert sorted(services) == [expected, f"{expected}-page"]
+    deployments = of_kind(objects, "Deployment")
+    assert {one["metadata"]["labels"]["app.kubernetes.io/instance"] for one in deployments} == {release}
 
 
 def _texts(made: Object) -> list[Any]:
@@ -167,17 +202,23 @@ def _texts(made: Object) -> list[Any]:
 
 def test_two_releases_of_one_name_need_no_other_names() -> None:
     """Two teams may install the chart under the same release name in their own namespaces."""
+    assert not _identities("jobs", "video") & _identities("jobs", "reports")
 
-    def objects(namespace: str) -> set[tuple[str, str, str]]:
-        values = {
-            **ALL,
-            "rbac": {"readNodes": True},
-            "watchNamespaces": [namespace],
-            "crds": {"enabled": False},
-        }
-        return {
-            (made["kind"], made["metadata"].get("namespace", ""), made["metadata"]["name"])
-            for made in template(values, namespace=namespace, tests=True)
-        }
 
-    assert not objects("video") & objects("reports")
+def test_namespace_and_release_of_two_teams_are_not_confused() -> None:
+    """The same words in both, divided at another hyphen."""
+    assert not _identities("a", "team") & _identities("workqueue-operator", "team-a")
+
+
+def _identities(release: str, namespace: str) -> set[tuple[str, str, str]]:
+    values = {
+        **ALL,
+        "page": {"enabled": True, "actions": {"enabled": True}},
+        "rbac": {"readNodes": True},
+        "watchNamespaces": [namespace],
+        "crds": {"enabled": False},
+    }
+    return {
+        (made["kind"], made["metadata"].get("namespace", ""), made["metadata"]["name"])
+        for made in template(values, release=release, namespace=namespace, tests=True)
+    }

@@ -11,8 +11,10 @@ import yaml
 
 from hack.cluster import toolchain
 from hack.generate.files import CHART
+from tests.support import helm
 from tests.support.helm import HelmError, Object, of_kind, only, template
 from workqueue_operator import names
+from workqueue_operator.kube import ownership
 
 NAME = CHART.name
 
@@ -72,14 +74,15 @@ def test_typo_in_the_values_of_a_dependency_is_refused(conditional: Path) -> Non
     assert NAME in str(refused.value)
 
 
-def test_two_aliases_share_no_object_and_no_pod(tmp_path: Path) -> None:
+@pytest.mark.parametrize("release", [helm.RELEASE, "video-and-mail"])
+def test_two_aliases_share_no_object_and_no_pod(release: str, tmp_path: Path) -> None:
     chart = umbrella(tmp_path, {"alias": "video"}, {"alias": "mail"})
     values = {
         "video": {"watchNamespaces": ["video"], "page": {"enabled": True}},
         "mail": {"watchNamespaces": ["mail"], "page": {"enabled": True}, "crds": {"enabled": False}},
     }
 
-    objects = template(values, chart=chart)
+    objects = template(values, chart=chart, release=release)
 
     identities = [
         (one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"], one["apiVersion"])
@@ -90,6 +93,33 @@ def test_two_aliases_share_no_object_and_no_pod(tmp_path: Path) -> None:
         tuple(one["spec"]["selector"]["matchLabels"].items()) for one in of_kind(objects, "Deployment")
     ]
     assert len(set(selectors)) == 4
+
+
+def test_aliases_claim_namespaces_under_names_of_their_own(tmp_path: Path) -> None:
+    """Otherwise the operator of the whole cluster would serve the namespace that the other one lists, too."""
+    chart = umbrella(tmp_path, {"alias": "everything"}, {"alias": "mail"})
+    values = {"mail": {"watchNamespaces": ["mail"], "crds": {"enabled": False}}}
+
+    objects = template(values, chart=chart)
+
+    everywhere = next(
+        one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"] == names.CLAIM
+    )
+    claims = ownership.Claims(
+        listed={"mail": only(objects, "Lease")["spec"]["holderIdentity"]},
+        everywhere=everywhere["metadata"]["annotations"][names.LABEL_OPERATOR],
+    )
+    assert claims.server("mail") != claims.server("shop")
+    releases = {
+        variable["value"]
+        for one in of_kind(objects, "Deployment")
+        for variable in one["spec"]["template"]["spec"]["containers"][0]["env"]
+        if variable["name"] == "WORKQUEUE_RELEASE"
+    }
+    assert {f"{helm.NAMESPACE}/{release}" for release in releases} == {
+        claims.server("mail"),
+        claims.server("shop"),
+    }
 
 
 def test_name_override_names_objects_and_their_label() -> None:

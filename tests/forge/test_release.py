@@ -242,8 +242,9 @@ def image() -> Image:
 
 def test_chart_and_manifest_of_a_release_name_the_pushed_image(image: Image, tmp_path: Path) -> None:
     values = yaml.safe_load(deployment.values_for(image, (deployment.CHART / "values.yaml").read_text()))
+    chart = yaml.safe_load(deployment.metadata_for(image, (deployment.CHART / "Chart.yaml").read_text()))
     assert values["image"]["repository"] == "ghcr.io/workqueue-dev/workqueue-operator"
-    assert values["image"]["digest"] == DIGEST
+    assert chart["annotations"]["workqueue.dev/image"].endswith(f"/workqueue-operator@{DIGEST}")
     deployment.install_yaml(image, tmp_path)
     objects = yaml.safe_load_all((tmp_path / "install.yaml").read_text())
     deployments = [one for one in objects if one["kind"] == "Deployment"]
@@ -263,6 +264,30 @@ def test_packaged_chart_renders_the_pushed_image(image: Image, tmp_path: Path) -
     ).stdout
     assert f"ghcr.io/workqueue-dev/workqueue-operator@{DIGEST}" in rendered
     assert "image: workqueue-operator:" not in rendered
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        pytest.param("tag=7", "ghcr.io/workqueue-dev/workqueue-operator:7", id="own-tag"),
+        pytest.param("repository=mirror/jobs", f"mirror/jobs:{__version__}", id="own-repository"),
+        pytest.param(f"digest=sha256:{'f' * 64}", f"operator@sha256:{'f' * 64}", id="own-digest"),
+    ],
+)
+def test_released_chart_uses_the_image_that_a_user_chooses(
+    chosen: str, expected: str, image: Image, tmp_path: Path
+) -> None:
+    file = deployment.chart(image, tmp_path)
+
+    rendered = subprocess.run(
+        [toolchain.helm(), "template", file, "--set-string", f"image.{chosen}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert f'{expected}"\n' in rendered
+    assert DIGEST not in rendered
 
 
 @pytest.fixture

@@ -1,13 +1,31 @@
 {{/* The name of everything in this release. */}}
 {{- define "workqueue-operator.fullname" -}}
+{{- $full := .Values.fullnameOverride }}
+{{- if not $full }}
 {{- $name := include "workqueue-operator.name" . }}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
-{{- else if contains $name .Release.Name }}
-{{- .Release.Name | trunc 53 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" }}
+{{- /* Two aliases of one umbrella chart may both be contained in the release's name. */}}
+{{- $alone := and (eq .Chart.Name "workqueue-operator") (contains $name .Release.Name) }}
+{{- $full = $alone | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
+{{- /* A release may be named 2.a, a Service not: its name has no dot and begins with a letter. */}}
+{{- $full = regexReplaceAll "^([0-9])" ($full | replace "." "-") "wq-${1}" }}
 {{- end }}
+{{- $full | trunc 53 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The name in claims and in the label workqueue.dev/operator. An umbrella chart may contain this chart several times,
+each with an alias. Their claims must differ: otherwise two operators would serve one namespace. */}}
+{{- define "workqueue-operator.release" -}}
+{{- if eq .Chart.Name "workqueue-operator" }}
+{{- .Release.Name }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* The beginning of the names of cluster-scoped objects. Releases in several namespaces may have the same name. A
+namespace has no dot, so no other release has the same beginning. */}}
+{{- define "workqueue-operator.clusterName" -}}
+{{- printf "%s.%s" .Release.Namespace (include "workqueue-operator.fullname" .) }}
 {{- end }}
 
 {{- define "workqueue-operator.name" -}}
@@ -61,8 +79,12 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "workqueue-operator.image" -}}
+{{- /* The chart of a release names the image that it was released with. Another repository or tag is another image. */}}
+{{- $released := index .Chart.Annotations "workqueue.dev/image" | default "" }}
 {{- if .Values.image.digest }}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else if and (not .Values.image.tag) (hasPrefix (printf "%s@" .Values.image.repository) $released) }}
+{{- $released }}
 {{- else }}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}
 {{- end }}
@@ -108,10 +130,8 @@ hostAliases:
 {{- end }}
 securityContext:
   {{- toYaml $security | nindent 2 }}
-{{- with .Values.nodeSelector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- merge (dict) (.Values.nodeSelector | default dict) (dict "kubernetes.io/os" "linux") | toYaml | nindent 2 }}
 {{- with .Values.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
@@ -120,6 +140,31 @@ tolerations:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* The annotations of a pod. The argument has `root` and the name of the pod's container. */}}
+{{- define "workqueue-operator.podAnnotations" -}}
+{{- $own := dict "kubectl.kubernetes.io/default-container" .container }}
+{{- /* Otherwise the cluster autoscaler removes no node that has such a pod. */}}
+{{- $_ := set $own "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes" "tmp" }}
+{{- merge (dict) (.root.Values.podAnnotations | default dict) $own | toYaml }}
+{{- end }}
+
+{{/* The variables of a container. A variable of `extraEnv` replaces the chart's own of the same name: server-side apply
+refuses a name twice. The argument has `root` and `own`. */}}
+{{- define "workqueue-operator.env" -}}
+{{- $env := list }}
+{{- $extra := .root.Values.extraEnv | default list }}
+{{- $names := list }}
+{{- range $extra }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- range .own }}
+{{- if not (has .name $names) }}
+{{- $env = append $env . }}
+{{- end }}
+{{- end }}
+{{- concat $env $extra | toYaml }}
 {{- end }}
 
 {{/* The IP families of a Service. */}}
