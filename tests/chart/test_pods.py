@@ -22,6 +22,12 @@ def pods(values: Object) -> dict[str, Object]:
     return {**deployments, "test": only(objects, "Pod")["spec"]}
 
 
+def test_all_pods_run_on_the_selected_nodes_with_linux() -> None:
+    for chosen in ({}, {"pool": "infra"}):
+        for pod in pods({"nodeSelector": chosen}).values():
+            assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", **chosen}
+
+
 @pytest.mark.parametrize(
     ("value", "given"),
     [
@@ -29,7 +35,6 @@ def pods(values: Object) -> dict[str, Object]:
         ("dnsPolicy", "None"),
         ("dnsConfig", {"nameservers": ["10.0.0.10"], "options": [{"name": "ndots", "value": "2"}]}),
         ("runtimeClassName", "gvisor"),
-        ("nodeSelector", {"kubernetes.io/os": "linux"}),
         ("tolerations", [{"key": "infra", "operator": "Exists"}]),
     ],
 )
