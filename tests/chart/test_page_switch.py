@@ -113,7 +113,7 @@ def test_policy_admits_exactly_the_fields_that_actions_change() -> None:
     objects = of_the_page(page={"actions": {"enabled": True}})
     (variable,) = only(objects, "ValidatingAdmissionPolicy")["spec"]["variables"]
     changed = {
-        actions._change(actions.Wish(action, "uid", 1, replicas=1))["path"]
+        actions._change(actions.Wish(action, "uid", 1, "0" * 16, replicas=1))["path"]
         for action in actions.Action
         if not action.is_about_dead_letters
     }

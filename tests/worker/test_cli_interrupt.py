@@ -21,7 +21,7 @@ from workqueue.contract.binding import Binding, from_url
 from workqueue.contract.dead_letters import Filter
 from workqueue.contract.topology import QueueSettings
 
-LETTERS = 3000
+LETTERS = 10_000
 
 
 @pytest.fixture
@@ -43,8 +43,14 @@ def are_split(vhost: VirtualHost, moved: int) -> None:
 
 def test_interrupted_command_reports_what_it_has_moved(filled: VirtualHost) -> None:
     words = ("dead", "replay", "--queue", "jobs")
-    with started(words, filled.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        eventually(lambda: filled.depth("jobs").ready > 50 or command.poll() is not None)
+    with (
+        filled.connect() as connection,
+        started(words, filled.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command,
+    ):
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        # The first message that comes says that thousands follow.
+        next(channel.consume("jobs", inactivity_timeout=60))
         command.send_signal(signal.SIGINT)
         said, warned = command.communicate()
 
