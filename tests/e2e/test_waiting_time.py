@@ -21,6 +21,8 @@ def test_waiting_time_sets_the_count_and_is_named_when_it_cannot_be_met(lab: Lab
         workqueue.results(40)
 
     assert 1 < max(watch.counts) <= 5, "one worker would take 40 s"
+    # Five workers would take the next messages before one of them is late.
+    eventually(lambda: workqueue.replicas() == 0, 120, "they have gone")
     workqueue.change(scaling={"maxReplicas": 1})
     workqueue.publish([{"id": number, "seconds": 1} for number in range(60)])
     workqueue.wait_condition("ScalingActive", "True", "WaitNotMet")

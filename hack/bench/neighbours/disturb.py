@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from typing import Any, Final
+from weakref import WeakSet
 
 import pika
 import pika.exceptions
@@ -156,6 +157,7 @@ def serving(*kinds: Answer) -> Iterator[list[int]]:
     """A TCP server for each kind of answer, in one thread. Yields their ports on loopback."""
     loop, ended, ports, up = asyncio.new_event_loop(), asyncio.Event(), list[int](), threading.Event()
     tasks: set[asyncio.Task[None]] = set()
+    transports: WeakSet[asyncio.WriteTransport] = WeakSet()
 
     def guarded(answer: Answer) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
         async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -166,6 +168,7 @@ def serving(*kinds: Answer) -> Iterator[list[int]]:
                 writer.close()
 
         def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            transports.add(writer.transport)
             task = loop.create_task(serve_one(reader, writer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -181,6 +184,10 @@ def serving(*kinds: Answer) -> Iterator[list[int]]:
             up.set()
             await ended.wait()
         await _cancel(tasks)
+        # `close` waits until the client has read what an endless answer has buffered.
+        for transport in list(transports):
+            transport.abort()
+        await asyncio.sleep(0)
 
     with _in_thread(loop, serve(), ended):
         up.wait(JOIN_SECONDS)
