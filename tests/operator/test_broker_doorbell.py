@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.operator.conftest import PATIENCE
 from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all
 from tests.support.process import forget_peak, memory
 from tests.support.rabbitmq import VirtualHost
@@ -196,9 +197,10 @@ async def test_doorbells_installed_and_removed_under_load_lose_no_message(
             for name in names:
                 broker.remove_doorbell(name)
         await publishing
-        await until(lambda: consumers(every_vhost) == 0)
+        # Longer than the operator waits for an answer before it closes a channel.
+        await until(lambda: consumers(every_vhost) == 0, seconds=2 * PATIENCE)
         for name in names:
-            await until(lambda name=name: ready(broker, name, 5))
+            await until(lambda name=name: ready(broker, name, 5), seconds=2 * PATIENCE)
         assert broker.doorbells == 0
 
 
