@@ -17,7 +17,7 @@ from typing import Final
 
 from workqueue import __version__
 from workqueue.cli import output
-from workqueue.cli.main import open_missing_streams
+from workqueue.cli.main import INTERRUPTED, open_missing_streams
 from workqueue.contract.errors import WorkerError
 from workqueue_kubectl.cluster import Cluster
 from workqueue_kubectl.errors import PluginError
@@ -108,7 +108,7 @@ def _run(ours: argparse.Namespace, parsed: argparse.Namespace) -> int:
         output.warn(f"kubectl workqueue {parsed.command}: {error}")
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return code
 
 

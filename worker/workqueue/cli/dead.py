@@ -15,12 +15,12 @@ from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay, purge
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Received, Session
 from workqueue.cli import actions, connection_options, output, values
+from workqueue.cli.main import INTERRUPTED
 from workqueue.cli.progress import progress
 from workqueue.contract import durations
 from workqueue.contract.dead_letters import DeadLetter, Filter
 from workqueue.contract.errors import WorkerError
 
-INTERRUPTED: Final = 130
 DEFAULT_LIST_LIMIT: Final = 50
 MOST_CANDIDATES: Final = 10
 """Ids that are listed if the one of `show` is ambiguous."""

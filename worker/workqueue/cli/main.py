@@ -27,6 +27,9 @@ COMMANDS: Final = {
     "stats": "show how many messages and consumers a queue has",
 }
 
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C."""
+
 EXIT_CODES: Final = """\
 exit codes:
   0  done (run: drained after SIGTERM, --until-empty or --max-messages)
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.warn(f"workqueue {parsed.command}: {error}")
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return code
 
 

@@ -25,13 +25,13 @@ from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, PublishPipeline
 from workqueue.amqp.session import wait_until_open
 from workqueue.cli import connection_options, message_sources, output, values
+from workqueue.cli.main import INTERRUPTED
 from workqueue.cli.message_sources import InputError, Item
 from workqueue.cli.progress import Update, progress
 from workqueue.contract import topology
 from workqueue.contract.headers import HIGHEST_PRIORITY
 from workqueue.worker import tracing
 
-INTERRUPTED: Final = 130
 _CLOSE_SECONDS: Final = 2.0
 _NUDGE_SECONDS: Final = 0.3
 _LOOK_SECONDS: Final = 0.1
