@@ -14,18 +14,34 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.support.ports import free_port
+
 _FENCE: Final = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _COMMAND: Final = re.compile(
     r"^ {4}((?:kubectl|helm|pip|curl|workqueue|rabbitmq\w*(?:-\w+)?) .*)$", re.MULTILINE
 )
 _CONTINUED: Final = re.compile(r"\\\n *")
-_FORWARD: Final = re.compile(r"kubectl .*\bport-forward\b")
+_FORWARD: Final = re.compile(
+    r"^(?P<command> *kubectl .*\bport-forward .*) (?P<port>\d+)(?P<remote>:\d+)?$", re.MULTILINE
+)
 _SECONDS: Final = 240.0
 
 
 def commands(page: str) -> Iterator[str]:
     """Every indented command of a page, in one line."""
     yield from _COMMAND.findall(_FENCE.sub("", _CONTINUED.sub("", page)))
+
+
+def with_free_ports(page: str) -> str:
+    """A page whose port-forwards listen on ports that nothing else on this machine uses."""
+    free: dict[str, int] = {}
+
+    def forward(found: re.Match[str]) -> str:
+        port = free.setdefault(found["port"], free_port())
+        return f"{found['command']} {port}{found['remote'] or ':' + found['port']}"
+
+    page = _FORWARD.sub(forward, page)
+    return re.sub(r"localhost:(\d+)", lambda found: f"localhost:{free.get(found[1], found[1])}", page)
 
 
 class Terminal:

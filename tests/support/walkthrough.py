@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.support.wait import eventually
+
 _BLOCK: Final = re.compile(
     r"(?:^<!-- walkthrough: (?P<mark>\w+)(?: until (?P<until>[^\n]+?))? -->\n)?"
     r"^```(?P<language>\w*)\n(?P<body>.*?)^```$",
@@ -58,7 +60,7 @@ def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: floa
     Raises:
         AssertionError: a command failed, or its output is not what the page shows.
     """
-    script, expected = ["set -euo pipefail"], {}
+    script, expected = ["set -euo pipefail", "echo $$ >pids"], {}
     for number, block in enumerate(blocks(page.read_text())):
         name = _FILE.match(block.body)
         if block.mark == "skip":
@@ -80,7 +82,6 @@ def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: floa
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        (folder / "pids").write_text(f"{process.pid}\n")
         try:
             code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -114,9 +115,18 @@ def _squeezed(line: str) -> str:
 
 
 def _end(pids: Path) -> None:
-    if pids.exists():
-        for pid in map(int, pids.read_text().split()):
-            try:
-                os.killpg(pid, signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+    """End the process groups of a script and of its background commands, and wait until all have ended."""
+    groups = [int(pid) for pid in pids.read_text().split()]
+    for group in groups:
+        _signal(group, signal.SIGTERM)
+    for group in groups:
+        eventually(lambda group=group: not _signal(group, 0), 60, f"process group {group} has ended")
+
+
+def _signal(group: int, number: int) -> bool:
+    """Whether the process group still exists."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True

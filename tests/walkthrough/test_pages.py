@@ -23,7 +23,7 @@ from tests.support.kubernetes import (
     release_workqueues,
 )
 from tests.support.objects import Object
-from tests.support.typed import Terminal, commands
+from tests.support.typed import Terminal, commands, with_free_ports
 from tests.support.wait import eventually
 from tests.support.walkthrough import walk
 
@@ -102,7 +102,7 @@ def _pages() -> list[Path]:
 def _walk(folder: Path, environment: dict[str, str], pages: dict[str, str]) -> None:
     for name, text in pages.items():
         page = folder / f"{name}.md"
-        page.write_text(text)
+        page.write_text(with_free_ports(text))
         walk(page, folder, environment, SECONDS)
 
 
@@ -134,7 +134,9 @@ def _type_everything(folder: Path, environment: dict[str, str]) -> None:
         kubectl("-n", "rabbitmq", "exec", "deployment/rabbitmq", "--", "rabbitmqctl", "add_user", user, user)
     for page in _pages():
         typed = [
-            command for command in commands(page.read_text()) if not command.startswith(tuple(RUN_ELSEWHERE))
+            command
+            for command in commands(with_free_ports(page.read_text()))
+            if not command.startswith(tuple(RUN_ELSEWHERE))
         ]
         if typed:
             _steer(replicas=None, suspend=False, scaling={"minReplicas": 1})
