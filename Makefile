@@ -104,14 +104,20 @@ JOBS ?= 4
 
 SIDE_BY_SIDE := --ignore=tests/cluster --ignore=tests/walkthrough --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
+# In continuous integration a test that failed beside others runs once more without them. What fails twice fails the run.
+ALONE := --last-failed --last-failed-no-failures none --exitfirst
+define pytest
+$(BIN)/pytest $(1) $(2)$(if $(CI), || { echo "Each failed test once more:" && $(BIN)/pytest $(1) $(ALONE); })
+endef
+
 .PHONY: test
 test: lint image ## run `make lint` and all tests that are not marked slow or nightly (JOBS=4 files at once)
-	@$(BIN)/pytest tests/cluster -m 'not slow and not nightly'
-	@$(BIN)/pytest tests -m 'not slow and not nightly' $(SIDE_BY_SIDE)
+	@$(call pytest,tests/cluster -m 'not slow and not nightly')
+	@$(call pytest,tests -m 'not slow and not nightly',$(SIDE_BY_SIDE))
 
 .PHONY: slow
 slow: walkthrough ## run `make walkthrough` and the tests marked slow, as continuous integration does after `make test`
-	@$(BIN)/pytest tests -m 'slow and not nightly' $(SIDE_BY_SIDE)
+	@$(call pytest,tests -m 'slow and not nightly',$(SIDE_BY_SIDE))
 
 # The pages install the operator for the whole cluster and remove it again. A second cluster keeps a running demo
 # intact. With CLUSTER=current there is no second cluster, and the tests refuse to start beside a demo.
@@ -120,10 +126,10 @@ WALKTHROUGH := WORKQUEUE_CLUSTER_NAME=$(or $(WORKQUEUE_CLUSTER_NAME),workqueue)-
 .PHONY: walkthrough
 walkthrough: image ## follow the commands of the documentation in a cluster of their own
 ifeq ($(CLUSTER),current)
-	@$(BIN)/pytest tests/walkthrough
+	@$(call pytest,tests/walkthrough)
 else
 	@export $(WALKTHROUGH); trap '$(BIN)/python -m hack.cluster down' EXIT; \
-	  $(BIN)/python -m hack.cluster up && $(BIN)/python -m hack.image --tag $(IMAGE) --load && $(BIN)/pytest tests/walkthrough
+	  $(BIN)/python -m hack.cluster up && $(BIN)/python -m hack.image --tag $(IMAGE) --load && { $(call pytest,tests/walkthrough); }
 endif
 
 .PHONY: faults
