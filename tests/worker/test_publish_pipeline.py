@@ -142,9 +142,22 @@ def test_message_refused_by_full_queue_is_nacked(every_vhost, kind):
 def test_missing_exchange_fails_only_its_own_messages(every_vhost):
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
-        with pytest.raises(Unconfirmed, match=r"404 NOT_FOUND - no exchange 'missing'"):
+        with pytest.raises(Refused, match=r"404 NOT_FOUND - no exchange 'missing'"):
             publisher.publish_and_wait(Outgoing("key", b"", exchange="missing"))
         publisher.publish_and_wait(Outgoing("q", b""))
+
+
+def test_messages_around_a_refused_one_are_unconfirmed(vhost):
+    """RabbitMQ closes the channel and does not say at which message."""
+    with publishing(vhost) as publisher:
+        publisher.declare(Queue("q", QUORUM)).result()
+        with vhost.broker.frozen():
+            futures = [
+                publisher.publish(one) for one in (Outgoing("key", b"", exchange="missing"), Outgoing("q", b""))
+            ]
+        errors = [future.exception() for future in futures]
+    assert [type(error) for error in errors] == [Unconfirmed, Unconfirmed]
+    assert all("404 NOT_FOUND - no exchange 'missing'" in str(error) for error in errors)
 
 
 def test_forbidden_publish_fails_with_the_reason(vhost):
@@ -153,7 +166,7 @@ def test_forbidden_publish_fails_with_the_reason(vhost):
     try:
         with (
             PublishPipeline(lambda: from_url(url), "test") as publisher,
-            pytest.raises(Unconfirmed, match=r"403 ACCESS_REFUSED"),
+            pytest.raises(Refused, match=r"403 ACCESS_REFUSED"),
         ):
             publisher.publish_and_wait(Outgoing("q", b""))
     finally:

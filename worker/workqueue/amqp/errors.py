@@ -72,7 +72,7 @@ class Returned(PublishError):  # noqa: N818 - the protocol's own word
 
 
 class Refused(PublishError):  # noqa: N818 - the protocol's own word
-    """RabbitMQ refused the message: a queue for it is full or failed."""
+    """RabbitMQ refused the message: a queue for it is full or failed, or its exchange is missing or forbidden."""
 
     _WHAT = "was refused"
 

@@ -67,6 +67,9 @@ _WRITE_BYTES: Final = 64 * 1024
 _WAKING_BATCH: Final = 32
 """While threads wake, so many messages are sent at once: RabbitMQ then works on them while the other threads wake."""
 
+_REFUSALS: Final = (403, 404, 406)
+"""RabbitMQ closes the channel at a message with these: no permission, no such exchange, too large or wrong."""
+
 _CLOSED: Final = "the publisher was closed"
 
 logger = logging.getLogger(__name__)
@@ -520,7 +523,14 @@ class PublishPipeline:
     def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
         if channel is not self._channel:
             return
-        self._fail_sent(describe(error))
+        # The messages before the refused one may be stored, so only one that is alone is surely the refused one.
+        is_refused = (
+            len(self._unconfirmed) == 1
+            and not self._late
+            and isinstance(error, pika.exceptions.ChannelClosedByBroker)
+            and error.reply_code in _REFUSALS
+        )
+        self._fail_sent(describe(error), Refused if is_refused else Unconfirmed)
         # RabbitMQ closed only the channel: the exchange does not exist, or a message is too large.
         if self.connection.is_open:
             self._open_channel()
@@ -530,13 +540,13 @@ class PublishPipeline:
         for declaration in list(self._declarations):
             declaration.fail(BrokerError(f"The connection to RabbitMQ was lost: {reason}."))
 
-    def _fail_sent(self, reason: str) -> None:
+    def _fail_sent(self, reason: str, kind: type[PublishError] = Unconfirmed) -> None:
         reason, self._late = self._late or reason, ""
         self._channel = None
         self._returned.clear()
         lost = list(self._unconfirmed.values())
         self._unconfirmed.clear()
-        self._settle(lost, Unconfirmed, reason)
+        self._settle(lost, kind, reason)
 
     def _fail_all(self, reason: str) -> None:
         self._fail_sent(reason)
