@@ -153,7 +153,8 @@ def test_messages_around_a_refused_one_are_unconfirmed(vhost):
         publisher.declare(Queue("q", QUORUM)).result()
         with vhost.broker.frozen():
             futures = [
-                publisher.publish(one) for one in (Outgoing("key", b"", exchange="missing"), Outgoing("q", b""))
+                publisher.publish(one)
+                for one in (Outgoing("key", b"", exchange="missing"), Outgoing("q", b""))
             ]
         errors = [future.exception() for future in futures]
     assert [type(error) for error in errors] == [Unconfirmed, Unconfirmed]
@@ -171,6 +172,15 @@ def test_forbidden_publish_fails_with_the_reason(vhost):
             publisher.publish_and_wait(Outgoing("q", b""))
     finally:
         vhost.broker.delete_user(vhost.name)
+
+
+def test_message_above_the_brokers_limit_is_refused(vhost):
+    """RabbitMQ 4 takes 16 MiB."""
+    with publishing(vhost) as publisher:
+        publisher.declare(Queue("q", QUORUM)).result()
+        with pytest.raises(Refused, match=r"406 PRECONDITION_FAILED - message size 16777217 is larger than"):
+            publisher.publish_and_wait(Outgoing("q", bytes(16 * 1024 * 1024 + 1)))
+        publisher.publish_and_wait(Outgoing("q", b""))
 
 
 UNENCODABLE = [
