@@ -201,11 +201,16 @@ class Access:
     def _keep(self, person: Person, right: Right, *, allowed: bool) -> None:
         rights = self._rights.setdefault(person, {})
         self._rights.move_to_end(person)
-        self._rights_kept += right not in rights
+        self._rights_kept -= rights.pop(right, None) is not None
         rights[right] = (self._clock(), allowed)
+        self._rights_kept += 1
         while self._rights_kept > RIGHTS_KEPT and len(self._rights) > 1:
             _, forgotten = self._rights.popitem(last=False)
             self._rights_kept -= len(forgotten)
+        while self._rights_kept > RIGHTS_KEPT:
+            # All of one user, who has looked at ever new WorkQueues. The oldest answer comes first.
+            del rights[next(iter(rights))]
+            self._rights_kept -= 1
 
 
 def _person(user: dict[str, Any]) -> Person:

@@ -74,6 +74,19 @@ async def test_number_of_kept_rights_is_bounded(monkeypatch: pytest.MonkeyPatch)
     assert reviews.access._rights_kept == sum(map(len, kept.values()))
 
 
+async def test_number_of_kept_rights_of_one_user_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(access, "RIGHTS_KEPT", 100)
+    reviews = Reviews()
+    for name in NAMESPACES:
+        await reviews.access.may_list(person("ann"), name)
+
+    kept = reviews.access._rights[person("ann")]
+    assert [right.namespace for right in kept] == NAMESPACES[200:]
+    assert reviews.access._rights_kept == len(kept)
+
+
 async def test_open_pages_of_one_user_ask_once_in_the_same_moment() -> None:
     reviews = Reviews()
 
