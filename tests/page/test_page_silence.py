@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,26 +27,46 @@ async def opened(site: Site, page: Any) -> None:
     await expect(page.locator("#state")).to_have_text("live")
 
 
+@contextmanager
+def held(site: Site) -> Iterator[None]:
+    """The page does not learn whether its users may see anything, so that it sends nothing."""
+    ended, reviewed = asyncio.Event(), site._token_review
+
+    async def slow(request: Request) -> dict[str, Any]:
+        await ended.wait()
+        return reviewed(request)
+
+    site.cluster.answer("POST", "tokenreviews", slow)
+    site.now += access.KEPT_SECONDS
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+async def show(page: Any, state: str) -> None:
+    """Hide a page, or show it, as if by another tab of the browser."""
+    await page.evaluate(
+        """(state) => {
+          Object.defineProperty(document, "visibilityState", {configurable: true, get: () => state});
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        state,
+    )
+
+
 async def test_silent_connection_is_lost_and_opened_again(site: Site) -> None:
     """As after a sleep, behind a proxy that has forgotten the connection, or while the API server answers nothing."""
     site.put(workqueue("thumbs", messages=26))
     async with looking(await site.browser()) as seen:
         await opened(site, seen.page)
-        held, reviewed = asyncio.Event(), site._token_review
+        with held(site):
+            await seen.page.clock.fast_forward(65_000)
 
-        async def slow(request: Request) -> dict[str, Any]:
-            await held.wait()
-            return reviewed(request)
-
-        site.cluster.answer("POST", "tokenreviews", slow)
-        site.now += access.KEPT_SECONDS
-        await seen.page.clock.fast_forward(65_000)
-
-        await expect(seen.page.locator("#state")).to_contain_text(
-            "connection lost, reconnecting, numbers are 1 min old"
-        )
-        await expect(seen.page.locator("#live.stale")).to_contain_text("26")
-        held.set()
+            await expect(seen.page.locator("#state")).to_contain_text(
+                "connection lost, reconnecting, numbers are 1 min old"
+            )
+            await expect(seen.page.locator("#live.stale")).to_contain_text("26")
         await expect(seen.page.locator("#state")).to_have_text("live")
         await expect(seen.page.locator("#live.stale")).to_have_count(0)
 
@@ -76,18 +99,44 @@ async def test_page_that_was_hidden_for_long_marks_its_numbers_until_they_are_ne
     async with looking(await site.browser()) as seen:
         page = seen.page
         await opened(site, page)
-        await page.evaluate(
-            """() => {
-              Object.defineProperty(document, "visibilityState", {configurable: true, get: () => window.shown});
-              window.shown = "hidden";
-              document.dispatchEvent(new Event("visibilitychange"));
-            }"""
-        )
+        await show(page, "hidden")
         await page.route("**/events", lambda _: None)  # as a network without an answer
         await page.clock.fast_forward(7_200_000)
-        await page.evaluate(
-            """() => { window.shown = "visible"; document.dispatchEvent(new Event("visibilitychange")); }"""
-        )
+        await show(page, "visible")
 
         await expect(page.locator("#state")).to_have_text("reconnecting, numbers are 120 min old")
         await expect(page.locator("#live.stale")).to_contain_text("26")
+
+
+async def test_page_marks_its_numbers_when_the_computer_wakes_up(site: Site) -> None:
+    """Timers have not gone on while it slept, but the time of day has."""
+    site.put(workqueue("thumbs", messages=26))
+    async with looking(await site.browser()) as seen:
+        page = seen.page
+        await opened(site, page)
+        with held(site):
+            await page.clock.set_system_time(await page.evaluate("Date.now() / 1000") + 7200)
+            await page.clock.run_for(1000)
+
+            # Sooner than a timer of 40 s that began before it slept.
+            await expect(page.locator("#state")).to_have_text(
+                "connection lost, reconnecting, numbers are 120 min old", timeout=30_000
+            )
+        await expect(page.locator("#state")).to_have_text("live")
+
+
+async def test_numbers_from_before_a_page_was_hidden_are_live_for_40_s_in_all(site: Site) -> None:
+    site.put(workqueue("thumbs", messages=26))
+    async with looking(await site.browser()) as seen:
+        page = seen.page
+        await opened(site, page)
+        await show(page, "hidden")
+        await page.route("**/events", lambda _: None)  # as a network without an answer
+        await page.clock.run_for(25_000)
+        await show(page, "visible")
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.clock.run_for(20_000)
+
+        await expect(page.locator("#state")).to_have_text(
+            re.compile(r"connection lost, reconnecting, numbers are \d+ s old")
+        )

@@ -8,9 +8,14 @@ const state = document.getElementById("state");
 // notice: after a sleep, or behind a proxy that has forgotten it.
 const SILENT_MS = 40000;
 const AGAIN_MS = 10000;
+// Timers stand still while the computer sleeps, the time of day does not: so it is looked at often.
+const LOOK_MS = 1000;
 
+let source = null;
 let heardAt = Date.now();
-let marks = null;
+let problem = null;
+let waitsSince = 0;
+let patience = Infinity;
 
 function show(html) {
   const focused = document.activeElement;
@@ -35,7 +40,7 @@ function tell(text) {
 }
 
 function current() {
-  clearInterval(marks);
+  problem = null;
   heardAt = Date.now();
   live.classList.remove("stale");
   tell("live");
@@ -43,31 +48,26 @@ function current() {
 
 // Marks all numbers, with their age, until the next update: they are no longer those of the server.
 function lost(text) {
-  const mark = () => {
-    const seconds = Math.floor((Date.now() - heardAt) / 5000) * 5;
-    const age = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
-    tell(seconds ? `${text}, numbers are ${age} old` : text);
-  };
+  problem = text;
   live.classList.add("stale");
-  clearInterval(marks);
-  marks = setInterval(mark, 5000);
   mark();
 }
 
-function follow() {
-  const source = new EventSource(live.dataset.events);
-  let timer = null;
-  const close = () => { clearTimeout(timer); source.close(); };
-  const reconnectIn = (milliseconds) => {
-    clearTimeout(timer);
-    timer = setTimeout(() => {
-      lost("connection lost, reconnecting");
-      close();
-      connection = follow();
-    }, milliseconds);
-  };
+function mark() {
+  const seconds = Math.floor(Math.max(0, Date.now() - heardAt) / 5000) * 5;
+  const age = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
+  tell(seconds ? `${problem}, numbers are ${age} old` : problem);
+}
+
+function reconnectIn(milliseconds) {
+  waitsSince = Date.now();
+  patience = milliseconds;
+}
+
+function follow(milliseconds = SILENT_MS) {
+  const opened = source = new EventSource(live.dataset.events);
   const fresh = () => { reconnectIn(SILENT_MS); current(); };
-  reconnectIn(SILENT_MS);
+  reconnectIn(milliseconds);
   source.addEventListener("fragment", (event) => { show(event.data); fresh(); });
   source.addEventListener("same", fresh);
   source.addEventListener("away", (event) => { reconnectIn(SILENT_MS); lost(event.data); });
@@ -75,16 +75,31 @@ function follow() {
   source.addEventListener("error", () => {
     lost("connection lost, reconnecting");
     // After an answer that is no stream, such as 503 of a proxy, the browser itself does not try again.
-    if (source.readyState === EventSource.CLOSED) reconnectIn(AGAIN_MS);
+    if (opened.readyState === EventSource.CLOSED) reconnectIn(AGAIN_MS);
   });
-  return { close };
 }
 
+function close() {
+  source.close();
+  patience = Infinity;
+}
+
+setInterval(() => {
+  if (problem !== null) mark();
+  const waited = Date.now() - waitsSince;
+  // Less than nothing after the clock was set back.
+  if (patience === Infinity || (waited >= 0 && waited < patience)) return;
+  lost("connection lost, reconnecting");
+  close();
+  follow();
+}, LOOK_MS);
+
 // A hidden page needs no updates.
-let connection = follow();
+follow();
 document.addEventListener("visibilitychange", () => {
-  connection.close();
+  close();
   if (document.visibilityState !== "visible") return;
-  if (Date.now() - heardAt >= SILENT_MS) lost("reconnecting");
-  connection = follow();
+  const silent = Math.max(0, Date.now() - heardAt);
+  if (silent >= SILENT_MS) lost("reconnecting");
+  follow(silent < SILENT_MS ? SILENT_MS - silent : SILENT_MS);
 });
