@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,10 @@ from workqueue_web.decisions import PAGE_REPORTER
 logger = logging.getLogger(__name__)
 
 NAME_LENGTH: Final = 200
+FORM_SECONDS: Final = 30 * 60.0
+"""How long a form is good. Its Event prevents that it is carried out again, and Kubernetes deletes Events after an
+hour."""
+
 _ONCE: Final = re.compile("[0-9a-f]{16}")
 
 
@@ -84,7 +89,7 @@ class Wish:
         uid: the WorkQueue that the form was about, not another one of the same name.
         generation: the version of its spec that the form has shown.
         replicas: for SCALE.
-        once: a number of this form, which is carried out once.
+        once: a number of this form, which is carried out once (see `form_number`).
         dead_letters: for REPLAY and PURGE: how many the form has shown.
     """
 
@@ -346,11 +351,16 @@ def _sentence(wish: Wish) -> str:
     }[wish.action]
 
 
-def wish_of(action: Action, form: Mapping[str, Any]) -> Wish:
+def form_number(now: float) -> str:
+    """Return a number for a new form: the time, and a random part."""
+    return f"{int(now):08x}{secrets.token_hex(4)}"
+
+
+def wish_of(action: Action, form: Mapping[str, Any], now: float) -> Wish:
     """Return what a form asks for.
 
     Raises:
-        RefusedError: a field is missing or wrong.
+        RefusedError: a field is missing or wrong, or the form is too old.
     """
 
     def number(field: str, most: int = 2**53) -> int:
@@ -365,6 +375,11 @@ def wish_of(action: Action, form: Mapping[str, Any]) -> Wish:
     once = str(form.get("once", ""))
     if _ONCE.fullmatch(once) is None:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "This form is not complete. Open it again.")
+    if abs(now - int(once[:8], 16)) > FORM_SECONDS:
+        raise RefusedError(
+            HTTPStatus.CONFLICT,
+            f"This form is older than {FORM_SECONDS / 60:.0f} minutes. Nothing was changed. Open it again.",
+        )
     return Wish(
         action,
         str(form.get("uid", "")),

@@ -29,7 +29,7 @@ from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Object, Store
 from workqueue_web import view_model
 from workqueue_web.access import Access, Person, TooManyError
-from workqueue_web.actions import Action, Actions, RefusedError, wish_of
+from workqueue_web.actions import Action, Actions, RefusedError, form_number, wish_of
 from workqueue_web.dead_letters import DeadLetters, Reasons
 from workqueue_web.decisions import Decisions
 from workqueue_web.index import Index
@@ -449,7 +449,7 @@ class Page:
             uid=metadata["uid"],
             generation=metadata["generation"],
             form_token=_form_token(request),
-            once=secrets.token_hex(8),
+            once=form_number(time.time()),
             replicas=spec.get("replicas"),
             desired=(body.get("status") or {}).get("desiredReplicas"),
             most_replicas=MAX_REPLICAS,
@@ -469,7 +469,7 @@ class Page:
         name = body["metadata"]["name"]
         if action is Action.PURGE and str(form.get("confirm", "")).strip() != name:
             raise web.HTTPBadRequest(text=f"Nothing was deleted. To confirm, write the name {name}.")
-        count = await actions.carry_out(request[PERSON], wish_of(action, form), body)
+        count = await actions.carry_out(request[PERSON], wish_of(action, form, time.time()), body)
         return _see(f"{_place_of(request)}?done={action.value}&count={count}")
 
     async def _wanted(self, request: web.Request) -> tuple[Action, Object, Actions]:

@@ -36,6 +36,11 @@ async def test_replay_sent_twice_replays_once_although_its_messages_came_back(si
         async with session.post(f"{site.url}{ADDRESS}/replay", data=form | {"once": "x"}) as answer:
             assert answer.status == 400
 
+        old = f"{int(form['once'][:8], 16) - 1801:08x}" + form["once"][8:]
+        async with session.post(f"{site.url}{ADDRESS}/replay", data=form | {"once": old}) as answer:
+            assert answer.status == 409
+            assert "older than 30 minutes" in await answer.text()
+
     assert site.letters.settled == ["replay"]
     assert [event["note"].partition(": ")[2] for event in site.written] == [
         "replays 4 dead letters.",
