@@ -7,14 +7,22 @@ request, which keeps the limits simple.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+if TYPE_CHECKING:
+    _Adapter: TypeAlias = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
 
 
 class BoundedServer:
@@ -37,7 +45,7 @@ class BoundedServer:
         **runner: Any,
     ) -> None:
         app.middlewares.insert(0, _one_request)
-        self._runner = web.AppRunner(app, access_log=None, **runner)
+        self._runner = web.AppRunner(app, access_log=None, logger=_Log(server_logger, {}), **runner)
         self._host = host
         self._port = port
         self._most = connections
@@ -90,6 +98,17 @@ class BoundedServer:
         """Note that a connection has ended."""
         self._connections.discard(connection)
         self._waiting.pop(connection, None)
+
+
+class _Log(_Adapter):
+    """aiohttp's log, with one line for a request that is no HTTP."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        if isinstance(exc_info, HttpProcessingError):
+            # Not its text, which quotes the request: any port scanner chooses it, and it may contain a token.
+            self.logger.info("A request is no HTTP.", extra={"detail": type(exc_info).__name__})
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
 
 
 class _Connection(asyncio.Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -117,3 +118,29 @@ async def test_failing_probe_names_the_cause(
 ) -> None:
     async with served(Metrics(), problem, ready=ready) as session:
         assert await asked(session, path) == answer
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nAuthorization: Bearer hunter2\x00\r\n\r\n", "BadHttpMessage"),
+        (b"GET /metrics HTTP/hunter2\r\n\r\n", "BadStatusLine"),
+        (b"GET /hunter2" + b"2" * 20_000 + b" HTTP/1.1\r\n\r\n", "LineTooLong"),
+    ],
+    ids=["header", "version", "address"],
+)
+async def test_request_that_is_no_http_is_one_line_without_its_text(
+    request_: bytes, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with served(Metrics()) as session:
+        reader, writer = await asyncio.open_connection("127.0.0.1", session._base_url.port)  # type: ignore[union-attr]
+        writer.write(request_)
+        assert (await reader.readline()).startswith(b"HTTP/1.0 400")
+        writer.close()
+        await writer.wait_closed()
+
+    [record] = caplog.records
+    assert (record.getMessage(), vars(record)["detail"]) == ("A request is no HTTP.", kind)
+    assert record.exc_info is None
+    assert "hunter2" not in caplog.text
