@@ -15,7 +15,8 @@ from workqueue_operator.kube.resync import Resync
 from workqueue_operator.reconcile.queue import ReconcileQueue
 
 STUCK_PASS_SECONDS: Final = 300.0
-"""Every request of a pass has a timeout. Their sum is far below this."""
+"""Every request of a pass has a timeout. Their sum is far below this, unless thousands of passes wait for a slow
+broker."""
 
 STUCK_POLL_SECONDS: Final = 60.0
 
@@ -32,7 +33,11 @@ class Health:
         """Return the problem in one sentence, or None."""
         if self._resync.blind:
             return "the watch has delivered no event although a LIST shows changes"
-        if self._queue.longest > STUCK_PASS_SECONDS:
+        if self._queue.longest > STUCK_PASS_SECONDS and not any(
+            # Each of them gets its answer or a timeout. A restart would declare all queues again.
+            handle.broker.passes_wait
+            for handle in self._brokers
+        ):
             return f"a pass has been running for {self._queue.longest:.0f} s"
         now = asyncio.get_running_loop().time()
         for handle in self._brokers:

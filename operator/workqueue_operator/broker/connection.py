@@ -407,6 +407,11 @@ class Broker:
         return self._polls is not None and self._polls.waiting > 0
 
     @property
+    def passes_wait(self) -> bool:
+        """Whether calls of passes wait for a channel."""
+        return any(calls is not None and calls.waiting > 0 for calls in (self._questions, self._declarations))
+
+    @property
     def is_busy(self) -> bool:
         """Whether calls of passes wait for a channel although RabbitMQ answers."""
         return any(calls is not None and calls.is_busy for calls in (self._questions, self._declarations))
