@@ -385,7 +385,9 @@ class Operator:
     # -- health --------------------------------------------------------------------------------------
 
     async def _connect(self, connections: int = CONNECTIONS) -> Cluster:
-        return await connect(self._config.kubeconfig, self._fence, connections)
+        return await connect(
+            self._config.kubeconfig, self._fence, connections, self._metrics.api_requests.inc
+        )
 
     def _fence(self) -> None:
         if self._leadership is not None:
@@ -395,7 +397,6 @@ class Operator:
         return self._health.problem() if self._health is not None else None
 
     def _refresh_metrics(self) -> None:
-        self._metrics.count_api_requests(sum(cluster.requests for cluster in self._clusters))
         if self._leadership is not None:
             self._metrics.leader.set(self._leadership.leads)
         for gauge in (self._metrics.broker_up, self._metrics.doorbells, self._metrics.depth_age_seconds):

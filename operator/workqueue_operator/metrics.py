@@ -198,12 +198,6 @@ class Metrics:
             ("namespace", "operator"),
             registry=registry,
         )
-        self._api_requests = Counter(
+        self.api_requests = Counter(
             "workqueue_api_requests", "Requests to the API server, without watches.", registry=registry
         )
-        self._api_requests_counted = 0
-
-    def count_api_requests(self, total: int) -> None:
-        """Show the number of requests to the API server since start."""
-        self._api_requests.inc(total - self._api_requests_counted)
-        self._api_requests_counted = total

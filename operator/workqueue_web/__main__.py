@@ -18,7 +18,7 @@ from workqueue_operator.destinations import Destinations
 from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.errors import ConfigurationError
 from workqueue_operator.kube import watch
-from workqueue_operator.kube.client import Cluster, connect
+from workqueue_operator.kube.client import connect
 from workqueue_operator.kube.discovery import (
     usable_namespaces,
     usable_namespaces_change,
@@ -66,7 +66,6 @@ class PageProcess:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._metrics = Metrics()
-        self._cluster: Cluster | None = None
         self._resync: Resync | None = None
         self._page: Page | None = None
 
@@ -109,7 +108,7 @@ class PageProcess:
         """Serve until the watch fails, or until another namespace can be watched."""
         config = self._config
         async with AsyncExitStack() as parts:
-            cluster = self._cluster = await connect(config.kubeconfig)
+            cluster = await connect(config.kubeconfig, on_request=self._metrics.api_requests.inc)
             parts.push_async_callback(cluster.close)
             await wait_for_resource(cluster)
             namespaces, left_out = await usable_namespaces(cluster, config.namespaces, KINDS)
@@ -163,8 +162,6 @@ class PageProcess:
         return None
 
     def _refresh_metrics(self) -> None:
-        if self._cluster is not None:
-            self._metrics.count_api_requests(self._cluster.requests)
         if self._page is not None:
             self._metrics.viewers.set(self._page.live)
 

@@ -12,14 +12,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.viewers = Gauge("workqueue_page_viewers", "Browsers with live updates.", registry=registry)
-        self._api_requests = Counter(
+        self.api_requests = Counter(
             "workqueue_page_api_requests",
             "Requests of the page to the API server, without watches.",
             registry=registry,
         )
-        self._api_requests_counted = 0
-
-    def count_api_requests(self, total: int) -> None:
-        """Show the number of requests to the API server since start."""
-        self._api_requests.inc(total - self._api_requests_counted)
-        self._api_requests_counted = total

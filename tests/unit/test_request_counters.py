@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kubernetes.aio.client import ApiClient, Configuration
 
 from workqueue_operator import metrics as of_the_operator
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.client import Cluster
 from workqueue_web import metrics as of_the_page
 
 
@@ -18,10 +21,14 @@ from workqueue_web import metrics as of_the_page
     ],
     ids=["operator", "page"],
 )
-def test_requests_are_a_counter(make: Any, name: str) -> None:
+async def test_requests_are_a_counter(make: Any, name: str) -> None:
     metrics = make()
-    for total in (7, 7, 9):
-        metrics.count_api_requests(total)
+    nowhere = ApiClient(Configuration(host="http://127.0.0.1:1"))
+    clusters = [Cluster(nowhere, on_request=metrics.api_requests.inc) for _ in range(2)]
+    for cluster in (*clusters, clusters[0]):
+        with pytest.raises(ClusterError):
+            await cluster.get("/version")
+    await nowhere.close()
 
-    assert metrics.registry.get_sample_value(f"{name}_total") == 9
+    assert metrics.registry.get_sample_value(f"{name}_total") == 3
     assert {family.name: family.type for family in metrics.registry.collect()}[name] == "counter"

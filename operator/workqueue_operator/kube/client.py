@@ -56,16 +56,21 @@ class Cluster:
         api: an ApiClient of `kubernetes.aio`.
         fence: called before each write. It raises if this process must no longer write.
         connections: how many requests are sent at the same time.
+        on_request: called before each request.
     """
 
     def __init__(
-        self, api: ApiClient, fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
+        self,
+        api: ApiClient,
+        fence: Callable[[], None] = lambda: None,
+        connections: int = CONNECTIONS,
+        on_request: Callable[[], None] = lambda: None,
     ) -> None:
         self.api = api
         self._fence = fence
         # Not the limit of aiohttp: the timeout of a request would include the wait for a connection.
         self._connections = asyncio.Semaphore(connections)
-        self.requests = 0
+        self._on_request = on_request
         self._unanswered = 0
 
     @property
@@ -145,7 +150,7 @@ class Cluster:
     ) -> Object:
         if method != "GET":
             self._fence()
-        self.requests += 1
+        self._on_request()
         if content_type == _APPLY:
             # With a parameter in the content type, the client sends the text unchanged.
             content_type, body = f"{_APPLY}; charset=utf-8", _yaml(body)
@@ -175,12 +180,14 @@ async def connect(
     kubeconfig: str | None = None,
     fence: Callable[[], None] = lambda: None,
     connections: int = CONNECTIONS,
+    on_request: Callable[[], None] = lambda: None,
 ) -> Cluster:
     """Return a client for the cluster of this pod, or for the kubeconfig.
 
     Args:
         kubeconfig: a file that takes precedence over the service account.
         connections: how many connections it opens at most.
+        on_request: called before each request.
     """
     configuration = Configuration()
     configuration.connection_pool_maxsize = connections
@@ -192,7 +199,7 @@ async def connect(
         load_incluster_config(client_configuration=configuration)
     else:
         await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-    return Cluster(ApiClient(configuration), fence, connections)
+    return Cluster(ApiClient(configuration), fence, connections, on_request)
 
 
 def _yaml(body: Any) -> str:
