@@ -21,6 +21,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, busy_pods, judge, messages_in_stopping_workers
 from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState
+from workqueue_operator.scaling.place import Place
 from workqueue_operator.workers.client import Workers
 
 OURS = workqueue()
@@ -42,7 +43,8 @@ class Site:
 
     async def look(self, *pods: PodView) -> QueueReadings:
         gatherer = Gatherer(Deployments(pods), self.workers, self.management, SystemClock())
-        connection = Connection(self.handle, from_url(self.url))
+        place = Place(SystemClock(), self.handle.broker, lambda: None)
+        connection = Connection(self.handle, from_url(self.url), place)
         seen, _ = await gatherer.gather(OURS, connection, GatherState(), ring=False)
         return seen.readings
 

@@ -20,6 +20,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.scaling import gather
 from workqueue_operator.scaling.depth import QueueReadings
 from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState, reading_seconds
+from workqueue_operator.scaling.place import Place
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 
@@ -62,11 +63,11 @@ class Site:
             broker=SimpleNamespace(doorbell_installed_at=lambda _: None, is_busy=False),
         )
         nobody: Any = None
+        place = Place(self.clock, handle.broker, lambda: None)
+        connection = Connection(handle, from_url("amqp://rabbit/"), place)
         try:
             gatherer = Gatherer(Deployments(pods), workers, nobody, self.clock)
-            seen, state = await gatherer.gather(
-                workqueue(), Connection(handle, from_url("amqp://rabbit/")), self.state, ring=False
-            )
+            seen, state = await gatherer.gather(workqueue(), connection, self.state, ring=False)
             seen, self.state = await gatherer.gather_rest(seen, state)
             return seen.readings
         finally:
@@ -163,7 +164,6 @@ class Passes:
     state: GatherState = field(default_factory=GatherState)
     replicas: int = 2
     seen: Snapshot | None = None
-    is_busy: bool = False
     on_wait: Callable[[], None] = lambda: None
     on_read: Callable[[], None] = lambda: None
 
@@ -185,12 +185,13 @@ class Passes:
 
         handle: Any = SimpleNamespace(
             poller=SimpleNamespace(watch=watch),
-            broker=SimpleNamespace(doorbell_installed_at=lambda _: None, is_busy=self.is_busy),
+            broker=SimpleNamespace(doorbell_installed_at=lambda _: None, is_busy=False),
         )
         nobody: Any = None
         gatherer = Gatherer(Deployments(self.pods, self.replicas), self.workers, nobody, self.clock)
         made = workqueue(**self.spec)
-        connection = Connection(handle, from_url("amqp://rabbit/"), self.on_wait)
+        place = Place(self.clock, handle.broker, self.on_wait)
+        connection = Connection(handle, from_url("amqp://rabbit/"), place)
         self.seen, self.state = await gatherer.gather(made, connection, self.state, ring=False)
         _, self.state = await gatherer.gather_rest(self.seen, self.state)
 
@@ -220,16 +221,13 @@ def test_workers_are_asked_after_a_tenth_of_the_time_for_which_all_have_been_bus
     assert reading_seconds(passes.seen.workqueue.spec, passes.seen.readings) == seconds
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_pass_gives_its_place_back_before_it_asks_unless_others_wait_for_the_broker(
-    clock: Clock, *, busy: bool
-) -> None:
+def test_pass_gives_its_place_back_before_it_asks(clock: Clock) -> None:
     events: list[str] = []
-    passes = Passes(clock, Asked(busy=1), is_busy=busy, on_wait=lambda: events.append("place"))
+    passes = Passes(clock, Asked(busy=1), on_wait=lambda: events.append("place"))
     passes.on_read = lambda: events.append("counts")
     passes.run(1)
 
-    assert events[:2] == (["counts", "place"] if busy else ["place", "counts"])
+    assert events[:2] == ["place", "counts"]
 
 
 def test_silent_worker_may_have_become_busy_just_now(clock: Clock) -> None:

@@ -60,6 +60,7 @@ from workqueue_operator.scaling.gather import (
     changes_the_count,
     reading_seconds,
 )
+from workqueue_operator.scaling.place import Place
 from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.target import Targets
@@ -86,9 +87,9 @@ CONNECTING_AGAIN: Final = 10.0
 """Seconds until the next pass while the first connection to a broker is being opened. Its WorkQueues get a pass
 immediately when it is open, or could not be opened."""
 
-SLOW_SECONDS: Final = 0.25
-"""Seconds after which a pass that waits for declarations gives its place back, unless the broker is busy. A healthy
-broker takes milliseconds for them."""
+DECLARE_SECONDS: Final = 0.25
+"""Seconds for which a pass that waits for declarations keeps its place. A healthy broker takes milliseconds for
+them."""
 
 BACKOFF: Final = (0.5, 60.0)
 """Seconds: the first and the longest pause after a pass that raised an error."""
@@ -137,29 +138,6 @@ class Dependencies:
     rates: RateFeeder
     metrics: Metrics
     on_fatal: Callable[[BaseException], None]
-
-
-class _Waiting:
-    """The wait of a pass for its declarations. It gives the place of the pass back, unless the broker is busy.
-
-    Further passes would make all of them slower on a busy broker, until their calls time out.
-    """
-
-    def __init__(self, clock: Clock, handle: BrokerHandle, release: Callable[[], None]) -> None:
-        self._clock = clock
-        self._handle = handle
-        self._release = release
-        self._timer = clock.call_later(SLOW_SECONDS, self._look)
-
-    def _look(self) -> None:
-        if self._handle.broker.is_busy:
-            self._timer = self._clock.call_later(SLOW_SECONDS, self._look)
-        else:
-            self._release()
-
-    def end(self) -> None:
-        """The declarations are made."""
-        self._timer.cancel()
 
 
 class Reconciler:
@@ -363,22 +341,20 @@ class Reconciler:
         except ReconcileError as problem:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
             return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
-        on_wait = partial(parts.queue.release_place, workqueue.key)
-        waiting = _Waiting(self._clock, handle, on_wait)
+        place = Place(self._clock, handle.broker, partial(parts.queue.release_place, workqueue.key))
         try:
-            queue = await self._declare(workqueue, state, handle)
-            about_limit = await self._make_tokens(workqueue, state, handle)
+            with place.waits_for_broker(DECLARE_SECONDS):
+                queue = await self._declare(workqueue, state, handle)
+                about_limit = await self._make_tokens(workqueue, state, handle)
         except ReconcileError as problem:
             state.queue = None
             if not _leaves_doorbell_to_older(workqueue, handle, parts.store):
                 handle.broker.remove_doorbell(workqueue.queue_name)
             return await self._without_depth(workqueue, state, problem, None)
-        finally:
-            waiting.end()
         if about_limit is not None and queue.status == "True":
             queue = about_limit
         next_slot = parts.recurring.look(workqueue, handle.broker)
-        outcome, due = await self._scale(workqueue, state, Connection(handle, binding, on_wait), queue)
+        outcome, due = await self._scale(workqueue, state, Connection(handle, binding, place), queue)
         return outcome, min((wait for wait in (due, next_slot) if wait is not None), default=None)
 
     async def _without_depth(

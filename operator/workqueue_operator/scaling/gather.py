@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Final
@@ -24,6 +24,7 @@ from workqueue_operator.ports import Broker, Clock, Workers
 from workqueue_operator.scaling import schedule, wait
 from workqueue_operator.scaling.decide import Depth, wanted_replicas
 from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, load, workers_decide
+from workqueue_operator.scaling.place import Place
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.client import Address, WorkerStatus
 from workqueue_operator.workers.target import Targets
@@ -73,13 +74,12 @@ class Connection:
 
     Attributes:
         binding: the WorkQueue's own. The handle may have been made from another one of the same identity.
-        on_wait: called before the pass waits for the workers of this WorkQueue, and for the broker unless it is busy:
-            further passes would only wait behind this one.
+        place: of the pass, which gives it back while it waits.
     """
 
     handle: Broker
     binding: Binding
-    on_wait: Callable[[], None] = lambda: None
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,10 @@ class Gatherer:
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())
-        if not connection.handle.broker.is_busy:
-            connection.on_wait()
-        counts = await self._counts(workqueue, connection.handle, ring=ring)
-        connection.on_wait()
+        with connection.place.waits_for_broker():
+            counts = await self._counts(workqueue, connection.handle, ring=ring)
+        # From now on it waits for workers.
+        connection.place.release()
         worker = workqueue.spec.worker
         readings = QueueReadings(
             counts=counts,
