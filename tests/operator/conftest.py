@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import pytest
 
+from tests.support.brokers import PATIENCE
 from workqueue_operator.broker import connection, doorbell
-
-PATIENCE: Final = 60.0
 
 
 @pytest.fixture(autouse=True)

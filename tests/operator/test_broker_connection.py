@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.operator.conftest import PATIENCE
-from tests.support.brokers import Probe, channel_of, connect_error_of, probe, put
+from tests.support.brokers import PATIENCE, Probe, channel_of, connect_error_of, probe, put
 from tests.support.ports import free_port
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost, running

@@ -8,8 +8,7 @@ import threading
 
 import pytest
 
-from tests.operator.conftest import PATIENCE
-from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all
+from tests.support.brokers import PATIENCE, Probe, channel_of, probe, put, put_large, take_all
 from tests.support.process import forget_peak, memory
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from pika.exceptions import ShortStringTooLong
 
-from tests.operator.conftest import PATIENCE
-from tests.support.brokers import Probe, channel_of, put
+from tests.support.brokers import PATIENCE, Probe, channel_of, put
 from tests.support.passes import api, applied, operator, workqueue
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until

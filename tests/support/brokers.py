@@ -17,6 +17,9 @@ from workqueue.contract.binding import Binding, from_url
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.errors import ReconcileError
 
+PATIENCE: Final = 60.0
+"""Seconds for which the operator waits for RabbitMQ in tests/operator. A busy machine is no silent broker."""
+
 
 @dataclass
 class Told:
