@@ -74,12 +74,21 @@ def test_typo_in_the_values_of_a_dependency_is_refused(conditional: Path) -> Non
     assert NAME in str(refused.value)
 
 
-@pytest.mark.parametrize("release", [helm.RELEASE, "video-and-mail"])
-def test_two_aliases_share_no_object_and_no_pod(release: str, tmp_path: Path) -> None:
-    chart = umbrella(tmp_path, {"alias": "video"}, {"alias": "mail"})
+@pytest.mark.parametrize(
+    ("release", "alias"),
+    [
+        (helm.RELEASE, ""),
+        ("video-and-mail", ""),
+        ("longest-name-of-a-release-" + "x" * 27, "workqueue-operator-"),
+    ],
+    ids=["release", "release-with-both-aliases", "longest-release"],
+)
+def test_two_aliases_share_no_object_and_no_pod(release: str, alias: str, tmp_path: Path) -> None:
+    video, mail = f"{alias}video", f"{alias}mail"
+    chart = umbrella(tmp_path, {"alias": video}, {"alias": mail})
     values = {
-        "video": {"watchNamespaces": ["video"], "page": {"enabled": True}},
-        "mail": {"watchNamespaces": ["mail"], "page": {"enabled": True}, "crds": {"enabled": False}},
+        video: {"watchNamespaces": ["video"], "page": {"enabled": True}},
+        mail: {"watchNamespaces": ["mail"], "page": {"enabled": True}, "crds": {"enabled": False}},
     }
 
     objects = template(values, chart=chart, release=release)
@@ -93,14 +102,16 @@ def test_two_aliases_share_no_object_and_no_pod(release: str, tmp_path: Path) ->
         tuple(one["spec"]["selector"]["matchLabels"].items()) for one in of_kind(objects, "Deployment")
     ]
     assert len(set(selectors)) == 4
+    assert all(len(name) <= 63 for kind, _, name, _ in identities if kind == "Service")
 
 
-def test_aliases_claim_namespaces_under_names_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("release", [helm.RELEASE, "longest-name-of-a-release-" + "x" * 27])
+def test_aliases_claim_namespaces_under_names_of_their_own(release: str, tmp_path: Path) -> None:
     """Otherwise the operator of the whole cluster would serve the namespace that the other one lists, too."""
-    chart = umbrella(tmp_path, {"alias": "everything"}, {"alias": "mail"})
-    values = {"mail": {"watchNamespaces": ["mail"], "crds": {"enabled": False}}}
+    chart = umbrella(tmp_path, {"alias": "workqueue-everything"}, {"alias": "workqueue-mail"})
+    values = {"workqueue-mail": {"watchNamespaces": ["mail"], "crds": {"enabled": False}}}
 
-    objects = template(values, chart=chart)
+    objects = template(values, chart=chart, release=release)
 
     everywhere = next(
         one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"] == names.CLAIM

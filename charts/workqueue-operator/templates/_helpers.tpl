@@ -9,7 +9,22 @@
 {{- /* A release may be named 2.a, a Service not: its name has no dot and begins with a letter. */}}
 {{- $full = regexReplaceAll "^([0-9])" ($full | replace "." "-") "wq-${1}" }}
 {{- end }}
+{{- if or (eq .Chart.Name "workqueue-operator") .Values.fullnameOverride }}
 {{- $full | trunc 53 | trimSuffix "-" }}
+{{- else }}
+{{- include "workqueue-operator.fitted" (list 53 $full) }}
+{{- end }}
+{{- end }}
+
+{{/* A name with a limit of characters. Of two aliases with the same beginning, the hash tells them apart. */}}
+{{- define "workqueue-operator.fitted" -}}
+{{- $most := first . }}
+{{- $name := last . }}
+{{- if le (len $name) $most }}
+{{- $name | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" ($name | trunc (sub $most 9 | int) | trimSuffix "-") ($name | sha256sum | trunc 8) }}
+{{- end }}
 {{- end }}
 
 {{/* The name in claims and in the label workqueue.dev/operator. An umbrella chart may contain this chart several times,
@@ -18,7 +33,7 @@ each with an alias. Their claims must differ: otherwise two operators would serv
 {{- if eq .Chart.Name "workqueue-operator" }}
 {{- .Release.Name }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{- include "workqueue-operator.fitted" (list 63 (printf "%s-%s" .Release.Name .Chart.Name)) }}
 {{- end }}
 {{- end }}
 
