@@ -21,13 +21,20 @@ OVERLAY = re.compile(r"(?ms)^```yaml\n# kustomization.yaml, .+?^```")
 POLICY = "ValidatingAdmissionPolicy"
 
 
-def documented(folder: Path, *, namespace: bool) -> list[dict[str, Any]]:
-    """What kustomize renders from the overlay in docs/operations.md, with or without its namespace."""
+def documented(folder: Path, *, namespace: bool, more: str = "") -> list[dict[str, Any]]:
+    """What kustomize renders from the overlay in docs/operations.md, with or without its namespace.
+
+    Args:
+        more: another object of the overlay.
+    """
     (block,) = OVERLAY.findall((ROOT / "docs/operations.md").read_text())
     overlay = block.strip("`").removeprefix("yaml\n")
-    (folder / "kustomization.yaml").write_text(
-        overlay if namespace else overlay.replace("namespace: jobs\n", "")
-    )
+    overlay = overlay if namespace else overlay.replace("namespace: jobs\n", "")
+    if more:
+        (folder / "more.yaml").write_text(more)
+        overlay = overlay.replace("resources: [manifests]", "resources: [manifests, more.yaml]")
+        assert "more.yaml" in overlay
+    (folder / "kustomization.yaml").write_text(overlay)
     shutil.copytree(ROOT / "manifests", folder / "manifests")
     done = subprocess.run(
         [toolchain.kubectl(), "kustomize", folder], capture_output=True, text=True, check=False
@@ -61,3 +68,17 @@ def test_overlay_names_the_operator_in_its_namespace(tmp_path: Path) -> None:
     assert {one.split()[-1] for one in conditions} == {'"system:serviceaccount:jobs:workqueue-operator"'}
     elsewhere = [one for one in made if "workqueue-system" in str({**one, "metadata": {}})]
     assert {one["kind"] for one in elsewhere} == {f"{POLICY}Binding"}, "they name their policy"
+
+
+def test_policies_of_others_in_the_overlay_stay_as_they_are(tmp_path: Path) -> None:
+    other: dict[str, Any] = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": POLICY,
+        "metadata": {"name": "replicas"},
+        "spec": {"validations": [{"expression": "object.spec.replicas <= 100"}]},
+    }
+
+    made = documented(tmp_path, namespace=True, more=yaml.safe_dump(other))
+
+    found = next(one for one in of_kind(made, POLICY) if one["metadata"]["name"] == "replicas")
+    assert found["spec"] == other["spec"]
