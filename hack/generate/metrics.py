@@ -103,7 +103,8 @@ _OPERATOR: Final = """\
 
 `GET /metrics` on port 8080 of each operator pod. The Service of the chart selects all of them. The leading pod
 exposes the series of queues. A count that is currently unknown keeps its last value, so that a pending alert survives
-an outage. `workqueue_condition{condition="DepthKnown"}` shows whether the depth is known.
+an outage. `workqueue_condition{condition="DepthKnown"}` shows whether the depth is known. A suspended WorkQueue
+has no counts of messages, consumers and busy workers.
 
     kubectl -n workqueue-system port-forward deployment/workqueue-operator 8080
     curl -s localhost:8080/metrics | grep ^workqueue_

@@ -57,6 +57,11 @@ class Shown:
     late: int | None = None
     conditions: Sequence[tuple[str, str, str]] = ()
 
+    def forget_queue(self) -> None:
+        """Show no number that RabbitMQ or the workers have to tell. No one asks them."""
+        self.messages_ready = self.in_handlers = self.most_in_handlers = self.messages_retrying = None
+        self.dead_letters = self.consumers = self.busy = None
+
 
 class WorkQueues(Collector):
     """The series of all WorkQueues, created at each scrape: those of 1,000 WorkQueues would occupy 10 MiB.

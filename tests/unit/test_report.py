@@ -11,7 +11,7 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
-from workqueue_operator.api.reasons import ConditionType, Finding, Reason
+from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
 from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
@@ -28,6 +28,8 @@ from workqueue_operator.reconcile.reporter import (
     Event,
     Reporter,
 )
+from workqueue_operator.reconcile.status import Outcome
+from workqueue_operator.scaling.decide import Depth
 
 ALL_WELL = Finding("True", Reason.DECLARED, "The queue exists.")
 CONFLICT = Finding("False", Reason.QUEUE_CONFLICT, "The queue exists with other arguments.")
@@ -549,3 +551,25 @@ async def test_idle_namespace_leaves_nothing_in_the_reporter(site: Site) -> None
         await site.clock.advance(REPORT_AFTER)
 
     assert len(site.reporter._statuses) == 1
+
+
+async def test_suspended_workqueue_shows_no_number_that_nobody_reads(
+    cluster: FakeCluster, store: Store, metrics: Metrics, clock: FakeClock
+) -> None:
+    reporter = Reporter(cluster, store, "operator-1", metrics, clock=clock)
+    seen = Outcome(ALL_WELL, depth=Depth(7, 2, 3), retrying=4, dead_letters=5, busy=1)
+    nothing = Outcome(ALL_WELL, depth=Unknown(Reason.SUSPENDED, "spec.suspend is true."))
+    counts = {"workqueue_messages_ready", "workqueue_consumers", "workqueue_dead_letters"}
+
+    def shown() -> set[str]:
+        return {sample.name for family in metrics.registry.collect() for sample in family.samples} & counts
+
+    reporter.measure(workqueue(), seen)
+    reporter.measure(workqueue(), nothing)
+    assert shown() == counts  # a pending alert survives an outage
+
+    reporter.measure(workqueue(suspend=True), nothing)
+    assert shown() == set()
+
+    reporter.measure(workqueue(), seen)
+    assert shown() == counts

@@ -198,8 +198,10 @@ class Reporter:
     # -- numbers -------------------------------------------------------------------------------------
 
     def measure(self, workqueue: WorkQueue, outcome: Outcome) -> None:
-        """Show the known numbers as metrics. An unknown one keeps its last value."""
+        """Show the known numbers as metrics. An unknown one keeps its last value, except while suspended."""
         shown = self._metrics.workqueues.of(*workqueue.key)
+        if workqueue.spec.suspend:
+            shown.forget_queue()
         shown.pinned = workqueue.spec.replicas
         if isinstance(outcome.depth, Depth):
             shown.messages_ready, shown.consumers = outcome.depth.ready, outcome.depth.consumers
