@@ -241,7 +241,7 @@ def _replay(session: Session, binding: Binding, place: DeadLetterQueue, total: i
 
 
 def _purge(session: Session, _: Binding, place: DeadLetterQueue, total: int) -> Outcome:
-    deleted = purge(session, place, Filter(), total, deadline=time.monotonic() + ACTION_SECONDS)
+    deleted = purge(session, place, Filter(), total, deadline=time.monotonic() + ACTION_SECONDS).dropped
     return Outcome(deleted, _unfinished(deleted, total))
 
 

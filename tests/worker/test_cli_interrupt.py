@@ -1,10 +1,12 @@
-"""Ctrl-C during `workqueue dead replay`: no message is in both queues, and the command says how far it came."""
+"""Ctrl-C during `workqueue dead`: no message is in two queues, and the command says how far it came."""
 
 from __future__ import annotations
 
 import re
 import signal
 import subprocess
+from collections.abc import Callable
+from itertools import count
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.support.commands import started
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from workqueue.amqp import dead_letter_queue
-from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay
+from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay, purge
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.amqp.session import Session
@@ -61,6 +63,17 @@ def test_interrupted_command_reports_what_it_has_moved(filled: VirtualHost) -> N
     are_split(filled, int(moved[1]))
 
 
+def interrupt_at(number: int) -> Callable[[int], None]:
+    """What a command calls after each message. The user presses Ctrl-C at this one."""
+    taken = count(1)
+
+    def update(_: int) -> None:
+        if next(taken) == number:
+            raise KeyboardInterrupt
+
+    return update
+
+
 def test_messages_in_flight_are_settled(filled: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letter_queue, "_INTERRUPTED_SECONDS", 120.0)
 
@@ -68,16 +81,16 @@ def test_messages_in_flight_are_settled(filled: VirtualHost, monkeypatch: pytest
         return from_url(filled.url)
 
     replay = Replay(DeadLetterQueue("jobs"), source, Filter())
-    taken = 0
-
-    def interrupt(_: int) -> None:
-        nonlocal taken
-        taken += 1
-        if taken == LETTERS // 3:
-            raise KeyboardInterrupt
-
     with Session(source, "test") as session:
-        replay.run(session, LETTERS, interrupt)
+        replay.run(session, LETTERS, interrupt_at(LETTERS // 3))
 
     assert (replay.is_interrupted, replay.moved, replay.errors) == (True, LETTERS // 3, [])
     are_split(filled, LETTERS // 3)
+
+
+def test_interrupted_purge_says_how_many_it_has_dropped(filled: VirtualHost) -> None:
+    with Session(lambda: from_url(filled.url), "test") as session:
+        purged = purge(session, DeadLetterQueue("jobs"), Filter(), LETTERS, interrupt_at(100))
+
+    assert purged == (100, True)
+    eventually(lambda: filled.depth("jobs.dead").ready == LETTERS - 100)

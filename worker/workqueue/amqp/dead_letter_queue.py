@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from workqueue.amqp.errors import BrokerError, NotSent, PublishError
 from workqueue.amqp.outgoing import Outgoing
@@ -195,6 +195,13 @@ class Replay:
             self.errors.append(str(error))
 
 
+class Purged(NamedTuple):
+    """How many dead letters were deleted, and whether Ctrl-C has stopped that."""
+
+    dropped: int
+    is_interrupted: bool
+
+
 def purge(
     session: Session,
     place: DeadLetterQueue,
@@ -202,16 +209,22 @@ def purge(
     total: int,
     update: Update = lambda _: None,
     deadline: float | None = None,
-) -> int:
-    """Delete at most the first `total` dead letters, and return how many were deleted.
+) -> Purged:
+    """Delete at most the first `total` dead letters. A KeyboardInterrupt ends that.
 
     Not with queue.purge, which would also delete dead letters that have arrived since the count.
+
+    Raises:
+        BrokerError: RabbitMQ cannot be reached. Some may have been deleted.
     """
-    dropped = 0
-    for received, letter in place.take(session, total, deadline):
-        if wanted.takes(letter):
-            session.ack(received)
-            dropped += 1
-        update(dropped)
-    session.give_back_all()
-    return dropped
+    dropped, is_interrupted = 0, False
+    try:
+        for received, letter in place.take(session, total, deadline):
+            if wanted.takes(letter):
+                session.ack(received)
+                dropped += 1
+            update(dropped)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    session.give_back_all()  # RabbitMQ answers this after all acknowledgements
+    return Purged(dropped, is_interrupted)

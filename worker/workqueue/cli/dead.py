@@ -201,11 +201,10 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
         output.say(f"{output.count(replay.moved, 'message')} replayed to {arguments.queue}.")
     for error in replay.errors:
         output.warn(error)
-    if replay.errors or replay.is_interrupted:
-        what = "Interrupted" if replay.is_interrupted else "Stopped"
-        output.warn(f"{what}. The other messages are still in the dead-letter queue.")
     if replay.is_interrupted:
-        return INTERRUPTED
+        return _interrupted()
+    if replay.errors:
+        output.warn("Stopped. The other messages are still in the dead-letter queue.")
     return 1 if replay.errors else 0
 
 
@@ -219,12 +218,17 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
         output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
     with progress("dropping", total) as update:
-        dropped = purge(session, place, wanted, total, update)
+        dropped, is_interrupted = purge(session, place, wanted, total, update)
     if arguments.json:
         output.say_json({"queue": place.queue, "dropped": dropped})
     else:
         output.say(f"{output.count(dropped, 'dead letter')} of {place.queue} dropped.")
-    return 0
+    return _interrupted() if is_interrupted else 0
+
+
+def _interrupted() -> int:
+    output.warn("Interrupted. The other messages are still in the dead-letter queue.")
+    return INTERRUPTED
 
 
 def _place(arguments: argparse.Namespace) -> DeadLetterQueue:
