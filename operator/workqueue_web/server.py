@@ -577,7 +577,10 @@ async def _form(request: web.Request) -> Mapping[str, Any]:
         web.HTTPBadRequest: it cannot be read. Browsers send the encoding of the page, UTF-8.
     """
     try:
-        return await request.post()
+        form = await request.post()
+        for value in form.values():
+            str(value).encode()  # UTF-7 has halves of characters
+        return form
     except (ValueError, LookupError, RuntimeError) as error:
         raise web.HTTPBadRequest(text="The form cannot be read. Nothing was changed.") from error
 

@@ -32,6 +32,13 @@ async def sent(site: Site, head: bytes, body: bytes = b"") -> tuple[int, str]:
 
 
 FORM = b"POST /login HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded"
+ACTION = b"POST /queues/shop/thumbs/pause HTTP/1.1\r\nAuthorization: Bearer admins\r\nOrigin: http://page\r\n"
+ENCODED = (
+    b"--x\r\nContent-Disposition: form-data; name=form\r\nContent-Type: text/plain; charset=utf-7\r\n\r\n"
+    b"+2AA-\r\n--x--\r\n"
+)
+"""Half of a character. No other encoding has it."""
+
 REFUSED = {
     "bearer": (b"GET / HTTP/1.1\r\nAuthorization: Bearer \xff\xfe", b"", 303),
     "cookie": (b"GET / HTTP/1.1\r\nCookie: " + COOKIE.encode() + b"=\xff", b"", 303),
@@ -41,6 +48,12 @@ REFUSED = {
     "form-bytes": (FORM, b"token=\xff", 400),
     "form-encoding": (FORM + b"; charset=none", b"token=admins", 400),
     "form-without-boundary": (b"POST /login HTTP/1.1\r\nContent-Type: multipart/form-data", b"x", 400),
+    "action-encoding": (
+        ACTION + b"Content-Type: application/x-www-form-urlencoded; charset=utf-7",
+        b"form=%2B2AA-",
+        400,
+    ),
+    "action-part-encoding": (ACTION + b"Content-Type: multipart/form-data; boundary=x", ENCODED, 400),
     "token": (FORM, b"token=%C3%A9", 401),
 }
 
