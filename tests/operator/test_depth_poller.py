@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -94,6 +95,46 @@ async def test_warm_queue_is_polled_more_often_than_idle_queue(
 
         assert JOBS in told.woken
         assert idle.last is None
+
+
+async def test_warm_queue_whose_counts_stay_the_same_is_polled_less_often(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depth_poller, "WARM_SECONDS", 0.02)
+    monkeypatch.setattr(depth_poller, "STEADY_AFTER", 0.0)
+    monkeypatch.setattr(depth_poller, "STEADY_SECONDS", 3600.0)
+    async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
+        handle = await linked(brokers, vhost.url, "jobs", "other")
+        steady, failing = handle.poller.watch(JOBS, "jobs"), handle.poller.watch(OTHER, "other")
+        await handle.poller.last_answer(JOBS, "jobs", warm=True)
+        steady.warm = failing.warm = True
+        put(channel, "jobs", b"1")
+        for _ in range(3):
+            failing.changed_at = math.inf
+            before = failing.answered_at
+            await until(lambda before=before: failing.answered_at != before)
+
+        assert isinstance(steady.last, QueueCounts)
+        assert steady.last.ready == 0
+
+        monkeypatch.setattr(depth_poller, "STEADY_SECONDS", 0.0)
+        await until(lambda: isinstance(steady.last, QueueCounts) and steady.last.ready == 1)
+
+
+async def test_queue_that_becomes_warm_is_polled_often(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depth_poller, "WARM_SECONDS", 0.02)
+    monkeypatch.setattr(depth_poller, "STEADY_SECONDS", 3600.0)
+    async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
+        await handle.poller.last_answer(JOBS, "jobs", warm=False)
+        polled.changed_at = -math.inf
+        await handle.poller.last_answer(JOBS, "jobs", warm=True)
+        put(channel, "jobs", b"1")
+
+        await until(lambda: isinstance(polled.last, QueueCounts) and polled.last.ready == 1)
 
 
 async def test_cooling_queue_is_polled_one_last_time(vhost: VirtualHost) -> None:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
 from workqueue_operator.broker.channel import PLACE_SECONDS
-from workqueue_operator.broker.connection import Broker, QueueCounts, QueueMissingError
+from workqueue_operator.broker.connection import POLLING, Broker, QueueCounts, QueueMissingError
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
 
 logger = logging.getLogger(__name__)
 
-IDLE_CHUNK: Final = 64
-"""Number of queues polled at the same time. Small, so that an active queue never waits long behind idle ones."""
-
 WARM_SECONDS: Final = 1.0
-"""Pause between two rounds over warm queues. Dead letters show within 2 s while workers run."""
+"""Pause between two rounds over warm queues. Dead letters show within 2 s while messages fail."""
+
+STEADY_AFTER: Final = 30.0
+STEADY_SECONDS: Final = 5.0
+"""A warm queue whose counts have been the same for STEADY_AFTER is polled only once in STEADY_SECONDS. Most
+dead-letter queues never change, and half of all polls would be theirs."""
 
 PAUSE_PER_ROUND: Final = 2.0
 LONGEST_PAUSE: Final = 4.0
@@ -51,10 +54,11 @@ class PolledQueue:
     Attributes:
         key: the WorkQueue.
         active: polled in each fast round.
-        warm: polled each second, because running workers publish failed messages to it. Other queues are polled in
-            the slow rounds.
+        warm: polled each second, or less often while nothing changes, because running workers publish failed
+            messages to it. Other queues are polled in the slow rounds.
         last: the last answer; None before the first.
         answered_at: when the last answer with counts arrived, on the event loop's clock.
+        changed_at: when other counts arrived than before, or the queue became warm.
         doubtful: the broker has since cancelled a doorbell: the queue may be deleted, or its leader has moved.
         refused: code and text of the last refusal of a doorbell, and its time.
         claimed: whether the WorkQueue has declared the queue, which is a claim on it.
@@ -66,15 +70,24 @@ class PolledQueue:
     warm: bool = False
     last: QueueCounts | QueueMissing | ReconcileError | None = None
     answered_at: float | None = None
+    changed_at: float = -math.inf
     doubtful: bool = False
     refused: tuple[tuple[int, str], float] | None = None
     claimed: bool = False
 
     def record(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
         """Record an answer."""
-        self.last = answer
         if isinstance(answer, QueueCounts):
             self.answered_at = answer.at
+            if _numbers(answer) != _numbers(self.last):
+                self.changed_at = answer.at
+        self.last = answer
+
+    def is_due_when_warm(self, now: float) -> bool:
+        """Whether a round over the warm queues polls this one."""
+        if now - self.changed_at < STEADY_AFTER or self.answered_at is None:
+            return True
+        return now - self.answered_at >= STEADY_SECONDS
 
     @property
     def refusal(self) -> tuple[int, str] | None:
@@ -112,15 +125,18 @@ class DepthPoller:
         self.alive_at = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
-                self._rounds(seconds, lambda entry: entry.active),
+                self._rounds(seconds, lambda entry, _: entry.active),
                 name=f"depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
-                self._rounds(WARM_SECONDS, lambda entry: entry.warm and not entry.active),
+                self._rounds(
+                    WARM_SECONDS,
+                    lambda entry, now: entry.warm and not entry.active and entry.is_due_when_warm(now),
+                ),
                 name=f"warm depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
-                self._rounds(idle_seconds, lambda entry: not (entry.warm or entry.active)),
+                self._rounds(idle_seconds, lambda entry, _: not (entry.warm or entry.active)),
                 name=f"idle depth poller {broker.binding.display}",
             ),
         ]
@@ -215,6 +231,8 @@ class DepthPoller:
         polled = self.watch(key, queue)
         if polled.last is None or (polled.warm and not warm):
             await self.ask(polled)
+        if warm and not polled.warm:
+            polled.changed_at = asyncio.get_running_loop().time()
         polled.warm = warm
         return polled.last
 
@@ -228,14 +246,14 @@ class DepthPoller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _rounds(self, seconds: float, chosen: Callable[[PolledQueue], bool]) -> None:
+    async def _rounds(self, seconds: float, chosen: Callable[[PolledQueue, float], bool]) -> None:
         loop, pause = asyncio.get_running_loop(), seconds
         while True:
             await asyncio.sleep(pause)
             begun = loop.time()
             try:
                 if self._broker.connected:
-                    await self._round([entry for entry in self._all() if chosen(entry)])
+                    await self._round([entry for entry in self._all() if chosen(entry, begun)])
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})
@@ -244,11 +262,11 @@ class DepthPoller:
 
     async def _round(self, entries: list[PolledQueue]) -> None:
         """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
-        for start in range(0, len(entries), IDLE_CHUNK):
+        for start in range(0, len(entries), POLLING):
             if start:
                 self._note_alive()
             polls = _Polls()
-            for entry in entries[start : start + IDLE_CHUNK]:
+            for entry in entries[start : start + POLLING]:
                 if entry not in self._polling:
                     polls.running += 1
                     self._polling[entry] = asyncio.create_task(self._look(entry, polls))
