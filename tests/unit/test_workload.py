@@ -279,6 +279,26 @@ async def test_webhook_that_is_down_for_a_side_object_does_not_stop_the_scaling(
     assert "failed calling webhook" in ensured.refusal.message
 
 
+async def test_proven_deployment_is_rendered_once_before_its_turn(
+    cluster: FakeCluster, workload: WorkloadApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await workload.ensure(workqueue(), None)).deployment
+    proven = deployment_view(made).template_hash
+    rendered: list[WorkQueue] = []
+    real = render.deployment
+
+    def recorded(one: WorkQueue, *arguments: Any, **named: Any) -> Any:
+        rendered.append(one)
+        return real(one, *arguments, **named)
+
+    monkeypatch.setattr(render, "deployment", recorded)
+
+    for _ in range(3):
+        assert (await workload.ensure(workqueue(), made, proven_hash=proven)).deployment is made
+
+    assert len(rendered) == 1
+
+
 async def test_proof_of_a_template_is_kept_in_its_deployment(
     cluster: FakeCluster,
     workload: WorkloadApplier,

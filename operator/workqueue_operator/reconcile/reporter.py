@@ -261,16 +261,16 @@ class Reporter:
 
     def _due_in(self, report: _Report, uid: str) -> float | None:
         """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
-        written, wanted, shown = report.written, report.wanted, self._shown(report.key, uid)
-        now = self._clock.monotonic()
+        written, now = report.written, self._clock.monotonic()
         if written is None:
-            if shown == wanted:
+            shown = self._shown(report.key, uid)
+            if shown == report.wanted:
                 # An earlier process wrote it.
                 report.written = Written(*_digests(shown), now)
                 return None
             return report.not_before - now
         whole, without_numbers = report.digest()
-        if written.whole == whole and _says_all_of(shown, wanted):
+        if written.whole == whole and _says_all_of(self._shown(report.key, uid), report.wanted):
             return None
         only_numbers = written.without_numbers == without_numbers
         return max(written.at + (NUMBERS_EVERY if only_numbers else STATUS_EVERY), report.not_before) - now

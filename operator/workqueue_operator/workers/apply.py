@@ -65,6 +65,7 @@ class Applied:
         digest: of the rendered Deployment.
         but_proof: the same without what a proven template changes.
         inputs: what it was rendered from. Rendering costs more than the rest of a pass.
+        waiting: what would be rendered with nothing but the proof changed; None before a pass has seen that.
     """
 
     uid: str
@@ -72,6 +73,7 @@ class Applied:
     digest: bytes
     but_proof: bytes
     inputs: _Inputs
+    waiting: _Inputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ class WorkloadApplier:
             return _as_far_as_admitted(seen, refusal.why)
         if refusal is None and seen is not None and self._only_proof_differs(workqueue, wanted, seen):
             if not self._has_turn(workqueue):
+                self._applied[uid].waiting = inputs
                 return Ensured(seen)
             only_proof, no_key = True, None
         else:
@@ -216,12 +219,15 @@ class WorkloadApplier:
         return None if refusal is None else refusal.until
 
     def _is_unchanged(self, workqueue: WorkQueue, inputs: _Inputs, seen: Object) -> bool:
-        """Whether the last apply was of the same inputs, and nothing has changed the Deployment since."""
+        """Whether the last apply was of the same inputs, and nothing has changed the Deployment since.
+
+        Of inputs that differ by the proof, the turn decides.
+        """
         applied = self._applied.get(workqueue.metadata.uid)
         return (
             applied is not None
             and inputs.generation > 0
-            and applied.inputs == inputs
+            and (applied.inputs == inputs or (applied.waiting == inputs and not self._has_turn(workqueue)))
             and _is_untouched(applied, seen, render.metadata(workqueue))
         )
 
