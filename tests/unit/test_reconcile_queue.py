@@ -193,6 +193,18 @@ async def test_ring_waits_for_a_few_passes_of_the_same_turn_only(site: Site) -> 
     assert site.begun.index(KEY) <= STARTS_PER_TURN
 
 
+async def test_many_rings_begin_a_few_per_turn(site: Site) -> None:
+    """So that the counts of the first ones are written while the last ones begin."""
+    keys = names(5 * STARTS_PER_TURN)
+    for key in keys:
+        site.queue.ring(key)
+    await asyncio.sleep(0)
+    assert len(site.begun) == STARTS_PER_TURN
+
+    await site.clock.settle()
+    assert site.begun == keys
+
+
 async def test_lanes_begin_in_the_order_of_their_urgency(site: Site) -> None:
     await site.add(*names(PLACES_PER_NAMESPACE))
     for lane in reversed(Lane):
@@ -319,10 +331,11 @@ async def test_rings_of_one_namespace_leave_room_for_others(site: Site) -> None:
     for key in names(RING_PLACES, "large"):
         site.queue.ring(key)
     site.queue.ring(KEY)
-    await site.clock.settle()
+    for _ in range(RING_PLACES_PER_NAMESPACE // STARTS_PER_TURN + 1):
+        await site.clock.settle()
 
     assert len(site.passes.running) == RING_PLACES_PER_NAMESPACE + 1
-    assert KEY in site.begun
+    assert KEY in site.begun[: 2 * STARTS_PER_TURN], "the namespaces take turns"
 
 
 async def test_queue_has_caught_up_after_the_passes_of_the_start() -> None:

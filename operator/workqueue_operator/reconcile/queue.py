@@ -51,8 +51,8 @@ PLACE_SECONDS: Final = 2.0
 """Seconds for which a pass keeps its place at most. A slow API server must not stop all other passes."""
 
 STARTS_PER_TURN: Final = 4
-"""Passes that begin in one turn of the event loop, without rings. Each occupies the loop for up to a millisecond, and
-a ring that arrives in the same turn waits for them."""
+"""Passes that begin in one turn of the event loop. Each occupies the loop for up to a millisecond, and whatever else
+is ready waits for them: a ring that arrives in the same turn, and the counts of queues that rang before."""
 
 LOWEST_FIRST_EVERY: Final = 8
 """One start in this number goes to a less urgent lane, so that no lane starves."""
@@ -156,6 +156,7 @@ class ReconcileQueue:
         self._rings: dict[Key, float] = {}
         self._next_turn: asyncio.Handle | None = None
         self._starts = 0
+        self._rings_begun = 0
         self._open = False
         self._caught_up = asyncio.Event()
 
@@ -241,14 +242,19 @@ class ReconcileQueue:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _admit(self) -> None:
-        """Begin all rings that have a place now, and the other passes a few per turn of the event loop."""
-        while self._open and (key := self._lanes[Lane.RING].pop()) is not None:
+        """Begin a few rings now, and the other passes a few per turn of the event loop."""
+        while (
+            self._open
+            and self._rings_begun < STARTS_PER_TURN
+            and (key := self._lanes[Lane.RING].pop()) is not None
+        ):
+            self._rings_begun += 1
             self._begin(key, self._lanes[Lane.RING].places)
         if self._waiting and self._next_turn is None:
             self._next_turn = asyncio.get_running_loop().call_soon(self._on_turn)
 
     def _on_turn(self) -> None:
-        self._next_turn = None
+        self._next_turn, self._rings_begun = None, 0
         for _ in range(STARTS_PER_TURN):
             if not self._open or not self._begin_next():
                 return
@@ -261,6 +267,7 @@ class ReconcileQueue:
         lanes = list(Lane) if rest else [_LESS_URGENT[turn % len(_LESS_URGENT)], *reversed(Lane)]
         for lane in lanes:
             if (key := self._lanes[lane].pop()) is not None:
+                self._rings_begun += lane is Lane.RING
                 self._begin(key, self._lanes[lane].places)
                 return True
         return False

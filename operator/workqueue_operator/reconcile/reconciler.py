@@ -225,11 +225,10 @@ class Reconciler:
             state.failures = 0
             return again
         await parts.finalizer.ensure(workqueue)
-        found = await self._gather_and_scale(workqueue, state)
+        outcome, due = await self._gather_and_scale(workqueue, state)
         state.failures = 0
-        if found is None:
-            return CONNECTING_AGAIN
-        outcome, due = found
+        if outcome is None:
+            return due
         reported = (workqueue.metadata.resource_version, outcome)
         # Of a WorkQueue at rest, most passes have nothing new to report.
         if reported != state.reported:
@@ -311,8 +310,13 @@ class Reconciler:
 
     async def _gather_and_scale(
         self, workqueue: WorkQueue, state: PassState
-    ) -> tuple[status.Outcome, float | None] | None:
-        """Everything between reading the resource and reporting; None while the connection is being opened."""
+    ) -> tuple[status.Outcome | None, float | None]:
+        """Everything between reading the resource and reporting.
+
+        Returns:
+            The outcome; None while the connection is being opened, and if the next pass reports it. And the seconds
+            until that pass at the latest.
+        """
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
             parts.recurring.forget(workqueue.metadata.uid)
@@ -336,7 +340,7 @@ class Reconciler:
             )
             handle = await parts.brokers.handle(workqueue.key, binding)
             if not handle.broker.connected and handle.broker.problem is None:
-                return None
+                return None, CONNECTING_AGAIN
             await self._require_connection(workqueue, handle)
         except ReconcileError as problem:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
@@ -529,7 +533,8 @@ class Reconciler:
 
     async def _scale(
         self, workqueue: WorkQueue, state: PassState, connection: Connection, queue: Finding
-    ) -> tuple[status.Outcome, float | None]:
+    ) -> tuple[status.Outcome | None, float | None]:
+        """Decide, change the count, and collect what the status shows. Returns as `_gather_and_scale` does."""
         parts, handle = self._parts, connection.handle
         # Taken here and not at the end: a ring during the pass is for the next pass.
         ring_at = parts.queue.take_ring(workqueue.key)
@@ -544,6 +549,9 @@ class Reconciler:
         decision = scaled.decision
         snapshot = replace(snapshot, deployment=scaled.deployment, pods=parts.targets.pods(workqueue))
         doorbell = await wake.adjust_doorbell(snapshot, decision, handle)
+        if ring_at is not None and scaled.writes and isinstance(decision, ScaleOut):
+            # The Deployment changes now, and that starts the pass that reports. Other queues may be waking, too.
+            return None, LOOK_AGAIN
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)
         parts.protector.update(workqueue.metadata.namespace, snapshot.pods, snapshot.readings.statuses)
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)

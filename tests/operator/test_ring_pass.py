@@ -1,0 +1,66 @@
+"""The pass of a ring, on a real RabbitMQ: it ends at the count, since other queues may be waking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.support.brokers import channel_of, put
+from tests.support.fakecluster import Request
+from tests.support.passes import KEY, api, applied, operator
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.reconcile.reconciler import LOOK_AGAIN
+from workqueue_operator.reconcile.reporter import Reporter
+
+
+class Deployment:
+    """The Deployment as the API server has it."""
+
+    def __init__(self) -> None:
+        self.body: dict[str, Any] = {}
+
+    def __call__(self, request: Request) -> dict[str, Any]:
+        if isinstance(request.body, list):
+            count = next(change["value"] for change in request.body if change["op"] == "replace")
+            metadata = {**self.body["metadata"], "generation": 2, "resourceVersion": "3"}
+            self.body = {**self.body, "metadata": metadata, "spec": {**self.body["spec"], "replicas": count}}
+        else:
+            self.body = applied(request)
+        return self.body
+
+
+async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Mapping[str, Any]] = []
+
+    def record(_: Reporter, __: WorkQueue, status: Mapping[str, Any]) -> None:
+        reported.append(status)
+
+    monkeypatch.setattr(Reporter, "status", record)
+    deployment, cluster = Deployment(), api(vhost.url)
+    cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
+    async with operator(cluster, "team") as passes, channel_of(vhost) as channel:
+        await passes.run()
+        handle = passes.parts.brokers.known(KEY)
+        assert handle is not None
+        await until(lambda: handle.broker.has_doorbell("jobs"))
+        put(channel, "jobs", b"1")
+        await until(lambda: not handle.broker.has_doorbell("jobs"))
+        passes.parts.queue.ring(KEY)
+        reported.clear()
+
+        due = await passes.reconciler.reconcile(KEY)
+
+        assert deployment.body["spec"]["replicas"] == 1
+        assert reported == []
+        assert due.after == LOOK_AGAIN
+        assert handle.poller.watch(KEY, "jobs").active, "further messages are noticed"
+
+        await passes.reconciler.reconcile(KEY)
+
+        assert [status["desiredReplicas"] for status in reported] == [1]
