@@ -10,8 +10,10 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 PROCESS: Final[contextvars.ContextVar[Process | None]] = contextvars.ContextVar("PROCESS", default=None)
@@ -34,12 +36,13 @@ class Process:
     Attributes:
         context: callbacks and tasks that begin in it belong to the process.
         frozen_until: the time before which nothing of it runs.
+        rests_until: the same; without end after its death.
     """
 
     def __init__(self, loop: SimulatedLoop, name: str) -> None:
         self.name = name
         self.alive = True
-        self.frozen_until = 0.0
+        self.frozen_until = self.rests_until = 0.0
         self._loop = loop
         self.context = contextvars.Context()
         self.context.run(PROCESS.set, self)
@@ -55,12 +58,13 @@ class Process:
 
     def kill(self) -> None:
         """Run nothing of it any longer."""
-        self.alive = False
+        self.alive, self.rests_until = False, math.inf
         self._loop.purge(self)
 
     def freeze(self, seconds: float) -> None:
         """Run nothing of it for some seconds."""
         self.frozen_until = self._loop.time() + seconds
+        self.rests_until = max(self.rests_until, self.frozen_until)
         self._loop.postpone(self)
 
 
@@ -69,48 +73,46 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
 
     _numbers = itertools.count()
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, Any],
+        *,
+        loop: SimulatedLoop,
+        name: str | None,
+        context: contextvars.Context | None,
+    ) -> None:
         self._number = next(self._numbers)
-        context = named.get("context")
         self.process = PROCESS.get() if context is None else context.get(PROCESS)
-        self.begun = named["loop"].time()
-        super().__init__(*arguments, **named)
+        self.begun = loop._now
+        super().__init__(work, loop=loop, name=name, context=context)
 
     def __hash__(self) -> int:
         return self._number
 
 
-class Handle:
-    """Stands in for asyncio.Handle and asyncio.TimerHandle, which cost twice as much."""
+class Handle(list[Any]):
+    """Stands in for asyncio.Handle and asyncio.TimerHandle, which cost four times as much.
 
-    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when", "process")
+    The items are when, a number that orders timers of the same time, the callback (None after `cancel`), its
+    arguments, its context and its process. So a heap of timers compares them without a call into Python.
+    """
 
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        context: contextvars.Context,
-        process: Process | None,
-        when: float = 0.0,
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = context
-        self._cancelled = False
-        self._when = when
-        self.process = process
+    __slots__ = ()
 
     def cancel(self) -> None:
         """Do not run."""
-        self._cancelled = True
+        self[_CALLBACK] = None
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        return self._cancelled
+        return self[_CALLBACK] is None
 
     def when(self) -> float:
         """The time of a timer."""
-        return self._when
+        return float(self[_WHEN])
+
+
+_WHEN, _CALLBACK, _PROCESS = 0, 2, 5
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -125,16 +127,19 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         # The story of a seed must not depend on what ran before in this process.
         _Task._numbers = itertools.count()
         self._ready: deque[Handle] = deque()
-        self._timers: list[tuple[float, int, Handle]] = []
+        self._timers: list[Handle] = []
         self._numbers = itertools.count()
         self._now = 1000.0
         self.errors: list[str] = []
-        self.set_task_factory(
-            lambda loop, work, **named: _Task(work, loop=loop, **named)  # type: ignore[arg-type]
-        )
+        # The loop makes thousands of futures. This makes them without a frame of Python.
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
 
     # Each future and each task asks for it. This answers False without a frame of Python.
     get_debug = staticmethod(bool)  # type: ignore[assignment]
+
+    def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> Any:
+        """Begin a task."""
+        return _Task(coro, loop=self, name=name, context=context)
 
     def time(self) -> float:
         """Return the virtual seconds."""
@@ -142,28 +147,27 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run until the loop stops: first all that is ready, then the time moves to the next timer."""
-        ready = self._ready
+        ready, timers, pop = self._ready, self._timers, heapq.heappop
         while not self._stopping:  # type: ignore[attr-defined]
-            timers = self._timers
             if not ready:
-                while timers and timers[0][2]._cancelled:
-                    heapq.heappop(timers)
+                while timers and timers[0][_CALLBACK] is None:
+                    pop(timers)
                 if not timers:
                     raise DeadlockError
-                self._now = max(self._now, timers[0][0])
+                self._now = max(self._now, timers[0][_WHEN])
             now = self._now + RESOLUTION
-            while timers and timers[0][0] < now:
-                timer = heapq.heappop(timers)[2]
-                if not timer._cancelled:
+            while timers and timers[0][_WHEN] < now:
+                timer = pop(timers)
+                if timer[_CALLBACK] is not None:
                     ready.append(timer)
             for _ in range(len(ready)):
-                handle = ready.popleft()
-                if handle._cancelled:
+                _, _, callback, arguments, context, _ = ready.popleft()
+                if callback is None:
                     continue
                 try:
-                    handle._context.run(handle._callback, *handle._args)
+                    context.run(callback, *arguments)
                 except Exception as error:  # noqa: BLE001 - it is recorded
-                    what = {"message": f"Exception in {handle._callback!r}", "exception": error}
+                    what = {"message": f"Exception in {callback!r}", "exception": error}
                     self.call_exception_handler(what)
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
@@ -171,14 +175,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if context is None:
             context = contextvars.copy_context()
         process = context.get(PROCESS)
-        handle = Handle(callback, args, context, process)
-        if process is not None:
-            if not process.alive:
-                return handle
-            if self._now < process.frozen_until:
-                return self.call_at(process.frozen_until, callback, *args, context=context)
+        if process is not None and self._now < process.rests_until:
+            return self.call_at(self._now, callback, *args, context=context)
+        handle = Handle((0.0, 0, callback, args, context, process))
         self._ready.append(handle)
         return handle
+
+    # Python closes generators that are garbage by it.
+    call_soon_threadsafe = call_soon
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
         """Run a callback after some seconds, or when its process is no longer frozen."""
@@ -189,32 +193,32 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if context is None:
             context = contextvars.copy_context()
         process = context.get(PROCESS)
-        timer = Handle(callback, args, context, process, when)
-        if process is not None:
-            if not process.alive:
-                return timer
-            if when < process.frozen_until:
-                timer._when = when = process.frozen_until
-        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        if process is not None and when < process.rests_until:
+            when = process.rests_until
+        timer = Handle((when, next(self._numbers), callback, args, context, process))
+        if when < math.inf:
+            heapq.heappush(self._timers, timer)
         return timer
 
     def purge(self, process: Process) -> None:
         """Drop everything that a process waits for."""
-        for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
-            if handle.process is process:
+        for handle in (*self._ready, *self._timers):
+            if handle[_PROCESS] is process:
                 handle.cancel()
 
     def postpone(self, process: Process) -> None:
         """Move everything that a process waits for to the end of its freeze."""
-        end = process.frozen_until
-        ready = [handle for handle in self._ready if handle.process is process]
-        self._timers[:] = [
-            (max(when, end) if timer.process is process else when, number, timer)
-            for when, number, timer in self._timers
-        ]
+        end, ready = process.frozen_until, list(self._ready)
+        for timer in self._timers:
+            if timer[_PROCESS] is process:
+                timer[_WHEN] = max(timer[_WHEN], end)
+        self._ready.clear()
         for handle in ready:
-            self._ready.remove(handle)
-            self._timers.append((end, next(self._numbers), handle))
+            if handle[_PROCESS] is process:
+                handle[:2] = end, next(self._numbers)
+                self._timers.append(handle)
+            else:
+                self._ready.append(handle)
         heapq.heapify(self._timers)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
