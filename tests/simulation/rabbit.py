@@ -540,7 +540,7 @@ class ModelChannel:
             self.answer(self._closed, ChannelClosedByClient(200, "Normal shutdown"))
 
         # pika sends the close after the call that is under way has ended.
-        self._calls.append(lambda: self.connection.send(self, carry_out))
+        self._calls.append(carry_out)
         self._next_call()
 
     # -- pika's side ---------------------------------------------------------------------------------
@@ -554,14 +554,19 @@ class ModelChannel:
 
         pika does not ask for an answer without a callback. Here there is one, so that the next method is only later.
         """
-        self._require_open()
-        self._calls.append(lambda: self.connection.send(self, carry_out))
-        self._next_call()
+        if not self.is_open:
+            raise ChannelWrongStateError("Channel is closed.")
+        if self._calling or self._calls:
+            self._calls.append(carry_out)
+            self._next_call()
+        else:
+            self._calling = True
+            self.connection.send(self, carry_out)
 
     def _next_call(self) -> None:
         if not self._calling and self._calls:
             self._calling = True
-            self._calls.popleft()()
+            self.connection.send(self, self._calls.popleft())
 
     def _reply(self, callback: Any, method: Any) -> None:
         """The server answers the outstanding call."""
@@ -571,13 +576,15 @@ class ModelChannel:
         if self.is_closed:
             return
         self._calling = False
-        self._next_call()
+        if self._calls:
+            self._next_call()
         frame = SimpleNamespace(method=method)
-        for entry in list(self._callbacks):
-            if isinstance(method, entry[1]):
-                if entry[2]:
-                    self._callbacks.remove(entry)
-                entry[0](frame)
+        if self._callbacks:
+            for entry in list(self._callbacks):
+                if isinstance(method, entry[1]):
+                    if entry[2]:
+                        self._callbacks.remove(entry)
+                    entry[0](frame)
         if callback is not None:
             callback(method if isinstance(method, spec.Basic.GetOk) else frame)
 
@@ -763,10 +770,11 @@ class ModelConnection:
             self._to_server.send(self.rabbit.latency(), self._receive, channel, carry_out)
 
     def _receive(self, channel: ModelChannel, carry_out: Callable[[], None]) -> None:
+        rabbit = self.rabbit
         if not self.alive:
             return
-        if self.rabbit.hung or self.rabbit.is_cut_from(self.process):
-            self.rabbit.held.append((self, channel, carry_out))
+        if rabbit.hung or self.process in rabbit.cut_from:
+            rabbit.held.append((self, channel, carry_out))
         else:
             channel.receive(carry_out)
 
@@ -873,9 +881,9 @@ class Rabbit:
 
     def latency(self) -> float:
         """Seconds for one frame."""
-        return LATENCY * (0.5 + self.world.random.random()) + (
-            self.slow and self.slow * self.world.random.random()
-        )
+        chance = self.world.random.random
+        seconds = LATENCY * (0.5 + chance())
+        return seconds + self.slow * chance() if self.slow else seconds
 
     def is_cut_from(self, process: Process) -> bool:
         """Whether packets between a process and the broker are lost."""
@@ -921,7 +929,11 @@ class Rabbit:
 
     def exclusive_elsewhere(self, connection: ModelConnection) -> set[str]:
         """The exclusive queues of other connections."""
-        return {name for other in self.connections if other is not connection for name in other.exclusive}
+        found: set[str] = set()
+        for other in self.connections:
+            if other.exclusive and other is not connection:
+                found |= other.exclusive
+        return found
 
     def connect(self, process: Process, frames: type[BoundedFrames] = BoundedFrames) -> ModelConnection:
         """Open a connection. The caller has checked that this is possible."""

@@ -237,7 +237,10 @@ class Calls:
         silence = self._silences.get(queue)
         if silence is not None and (loop.time() < silence.retry_at or silence.outstanding >= SILENT_CALLS):
             raise self._no_answer()
-        await self._take_place_in_time()
+        if self._places.locked():
+            await self._take_place_in_time()
+        else:
+            await self._places.acquire()
         until = loop.time() + self._seconds
         # Polls are most of what the operator does, so this has one future and one timer instead of asyncio's timeout
         # and shield.
@@ -263,9 +266,6 @@ class Calls:
 
     async def _take_place_in_time(self) -> None:
         """Wait for a channel while RabbitMQ answers the calls before this one, however many there are."""
-        if not self._places.locked():
-            await self._take_place()
-            return
         loop = asyncio.get_running_loop()
         begun, has_place = loop.time(), False
         # A task, so that a look at the time does not lose the turn.

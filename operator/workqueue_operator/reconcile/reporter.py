@@ -232,10 +232,10 @@ class Reporter:
         self._metrics.workqueues.of(*workqueue.key).conditions = [
             (one["type"], one["status"], one["reason"]) for one in status["conditions"]
         ]
-        report = self._reports.get(uid)
+        report, text = self._reports.get(uid), json.dumps(status)
         if report is None:
-            self._reports[uid] = _Report(workqueue.key, json.dumps(status))
-        else:
+            self._reports[uid] = _Report(workqueue.key, text)
+        elif text != report.text:
             text = json.dumps(_with_times_of(report.wanted, status))
             if text != report.text:
                 report.text, report.digests = text, None
