@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Final
+
+_ENCODER: Final = json.JSONEncoder(sort_keys=True)
 
 
 def digest(value: Any) -> bytes:
     """Return a digest of 16 bytes. The order of keys does not matter."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
+    return hashlib.blake2b(_ENCODER.encode(value).encode(), digest_size=16).digest()

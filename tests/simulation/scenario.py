@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 
 MINUTES: Final = 10
@@ -29,12 +30,12 @@ class WorkQueueSpec:
     host: str
     spec: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str]:
         """Namespace and name."""
         return self.namespace, self.name
 
-    @property
+    @cached_property
     def queue(self) -> str:
         """Its queue."""
         return str(self.spec.get("queue", {}).get("name") or self.name)

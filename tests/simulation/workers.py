@@ -496,12 +496,15 @@ class _Call:
             key: Any = SimpleNamespace(host=ip, port=worker_api.PORT, ssl=True)
             raise aiohttp.ClientConnectorError(key, ConnectionRefusedError())
         answer = worker.loop.create_future()
-        worker.process.start(_answer(worker, self._method, path, self._headers, answer), "request")
+        if path == worker_api.STATUS_PATH:
+            worker.loop.call_soon(_answer_status, worker, answer, context=worker.process.context)
+        else:
+            worker.process.start(_answer(worker, self._method, self._headers, answer), "request")
+        late = worker.loop.call_later(2.0, _time_out, answer)
         try:
-            async with asyncio.timeout(2.0):
-                self.status, said = await answer
-        except TimeoutError:
-            raise TimeoutError from None
+            self.status, said = await answer
+        finally:
+            late.cancel()
         await asyncio.sleep(0.001 + 0.002 * chance.random())
         if cluster.is_unreachable(ip, PROCESS.get()):
             await asyncio.sleep(2.0)
@@ -513,26 +516,31 @@ class _Call:
         """Nothing is open."""
 
 
-async def _answer(
-    worker: WorkerProcess, method: str, path: str, headers: dict[str, str], answer: Any
-) -> None:
-    if path == worker_api.STATUS_PATH:
-        said: tuple[int, Any] = HTTPStatus.OK, worker.endpoint.status()
-    else:
-        heard: list[tuple[int, Any]] = []
-        request: Any = SimpleNamespace(
-            server=SimpleNamespace(endpoint=worker.endpoint),
-            path=path,
-            headers=headers,
-            _answer=lambda code, content: heard.append((int(code), content)),
-        )
-        purpose = Purpose.RETIRE if method == "POST" else Purpose.RESUME
-        await threads.in_thread(_Request._retire, request, purpose)
-        said = heard[0]
-        if purpose is Purpose.RETIRE and said[0] == HTTPStatus.OK:
-            worker.cluster.on_retired(worker)
+def _answer_status(worker: WorkerProcess, answer: Any) -> None:
+    said = worker.endpoint.status()
     if not answer.done():
-        answer.set_result(said)
+        answer.set_result((HTTPStatus.OK, said))
+
+
+async def _answer(worker: WorkerProcess, method: str, headers: dict[str, str], answer: Any) -> None:
+    heard: list[tuple[int, Any]] = []
+    request: Any = SimpleNamespace(
+        server=SimpleNamespace(endpoint=worker.endpoint),
+        path=worker_api.RETIRE_PATH,
+        headers=headers,
+        _answer=lambda code, content: heard.append((int(code), content)),
+    )
+    purpose = Purpose.RETIRE if method == "POST" else Purpose.RESUME
+    await threads.in_thread(_Request._retire, request, purpose)
+    if purpose is Purpose.RETIRE and heard[0][0] == HTTPStatus.OK:
+        worker.cluster.on_retired(worker)
+    if not answer.done():
+        answer.set_result(heard[0])
+
+
+def _time_out(answer: Any) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 class Session:

@@ -426,7 +426,7 @@ class Reconciler:
         if watched.doubtful:
             await handle.poller.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is QUEUE_MISSING]
-        wanted = digest([handle.broker.binding.identity, workqueue.spec.queue.model_dump(mode="json")])
+        wanted = digest([handle.broker.binding.identity, workqueue.spec.queue.model_dump_json()])
         declared = (handle.broker.generation, wanted)
         # A WorkQueue that was suspended has lost its claim.
         if watched.claimed and state.declared == declared and state.queue is not None and not vanished:

@@ -193,6 +193,8 @@ class Gatherer:
         due = self._clock.monotonic() - state.workers_asked_at >= ASK_WORKERS_EVERY
         if readings.pods and due:
             readings, state = await self._ask_workers(readings, state)
+        if readings is snapshot.readings:
+            return snapshot, state
         return replace(snapshot, readings=readings), state
 
     def pause(self, readings: QueueReadings) -> float:
@@ -218,7 +220,10 @@ class Gatherer:
             readings, state = await self._ask_workers(readings, state)
         elif decisive:
             readings = await self._ask_stopping(readings)
-        return replace(readings, unreachable=self._unreachable(readings.pods, state)), state
+        unreachable = self._unreachable(readings.pods, state)
+        if unreachable != readings.unreachable:
+            readings = replace(readings, unreachable=unreachable)
+        return readings, state
 
     def _still_holds(self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState) -> bool:
         """Whether the last answers of the workers are recent, and of the same workers and consumers."""
