@@ -202,7 +202,7 @@ class ApiServer:
         else:
             old = before["metadata"]
             changed = not status and (
-                body.get("spec") != before.get("spec")
+                (body.get("spec") is not before.get("spec") and body.get("spec") != before.get("spec"))
                 or (plural == "deployments" and metadata.get("annotations") != old.get("annotations"))
             )
             metadata |= {
@@ -488,11 +488,13 @@ def _overlaid(before: Any, body: Any) -> Any:
 
 
 def _same(before: Object, after: Object) -> bool:
-    one, other = (
-        {name: value for name, value in body["metadata"].items() if name != "resourceVersion"}
-        for body in (before, after)
+    one, other = before["metadata"], after["metadata"]
+    return (
+        before.keys() == after.keys()
+        and one.keys() == other.keys()
+        and all(one[name] == value for name, value in other.items() if name != "resourceVersion")
+        and all(before[name] == value for name, value in after.items() if name != "metadata")
     )
-    return one == other and {**before, "metadata": 0} == {**after, "metadata": 0}
 
 
 class ModelCluster(Cluster):

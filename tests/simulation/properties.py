@@ -530,7 +530,6 @@ class Properties:
                 self._down.setdefault(rabbit.name, now)
             else:
                 self._down.pop(rabbit.name, None)
-            if not rabbit.down and not rabbit.hung:
                 self._check_held(rabbit)
         self._check_writes(now)
         self._check_passes()
@@ -560,7 +559,7 @@ class Properties:
         operators = {one.process for one in self._cluster.operators}
         seen = set()
         for queue in rabbit.queues.values():
-            if queue.leaderless:
+            if queue.leaderless or not queue.unacked:
                 continue
             for message, channel in queue.unacked.items():
                 if channel.connection.process in operators:
@@ -571,8 +570,8 @@ class Properties:
                         self._world.violated(
                             "an operator holds a message", f"{message.original} of {queue.name}"
                         )
-        prefix = set(rabbit.queues)
-        self._held = {e: at for e, at in self._held.items() if e in seen or e[0] not in prefix}
+        if self._held:
+            self._held = {e: at for e, at in self._held.items() if e in seen or e[0] not in rabbit.queues}
 
     def _check_workqueue(self, key: WorkQueueKey, now: float) -> None:
         stage = self._stage
@@ -597,13 +596,16 @@ class Properties:
 
     def _check_waiting(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float) -> None:
         spec = body["spec"]
+        if queue is None or not queue.ready:
+            self._unserved.pop(key, None)
+            return
         deployment = self._cluster.server.get("deployments", key[0], workload_name(key[1]))
         stands_still = spec.get("suspend") or spec.get("replicas") == 0 or key[1] == "twin"
         twin = any(
             k != key and one.queue == self._stage.workqueues[key].queue
             for k, one in self._stage.workqueues.items()
         )
-        if queue is None or not queue.ready or stands_still or deployment is None or twin:
+        if stands_still or deployment is None or twin:
             self._unserved.pop(key, None)
             return
         served = any(one.priority != PRIORITY for one in queue.consumers)

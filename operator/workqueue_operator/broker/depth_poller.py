@@ -252,8 +252,9 @@ class DepthPoller:
             await asyncio.sleep(pause)
             begun = loop.time()
             try:
-                if self._broker.connected:
-                    await self._round([entry for entry in self._all() if chosen(entry, begun)])
+                entries = [entry for entry in self._all() if chosen(entry, begun)]
+                if entries and self._broker.connected:
+                    await self._round(entries)
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})

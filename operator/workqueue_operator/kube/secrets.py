@@ -123,6 +123,8 @@ class Secrets:
         due = sorted(
             (where for where, age in ages.items() if age >= READ_AFTER), key=ages.__getitem__, reverse=True
         )
+        if not due:
+            return
         share = math.ceil(2 * len(ages) * LOOK_EVERY / READ_AFTER)
         places = asyncio.Semaphore(READS_AT_ONCE)
 

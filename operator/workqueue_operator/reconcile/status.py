@@ -143,11 +143,11 @@ def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, An
 
 def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now: str) -> dict[str, Any]:
     before = workqueue.status.condition(kind)
-    since = before.last_transition_time if before and before.status.value == finding.status else NEVER
+    since = before.last_transition_time if before and before.status == finding.status else NEVER
     return {
-        "type": kind.value,
+        "type": str(kind),
         "status": finding.status,
-        "reason": finding.reason.value,
+        "reason": str(finding.reason),
         "message": finding.message,
         "lastTransitionTime": now if since == NEVER else timestamp(since),
         "observedGeneration": workqueue.metadata.generation,
