@@ -223,7 +223,7 @@ def _refusal(status: int, text: bytes | str, retry_after: str | None) -> Cluster
 
 def micro_time(moment: datetime) -> str:
     """Return a moment in UTC as Kubernetes' MicroTime."""
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def workqueues_path(namespace: str | None) -> str:
