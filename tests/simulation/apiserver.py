@@ -506,8 +506,9 @@ class ModelCluster(Cluster):
         writer: str,
         fence: Callable[[], None] = lambda: None,
         connections: int = CONNECTIONS,
+        on_request: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(cast("Any", None), fence, connections)
+        super().__init__(cast("Any", None), fence, connections, on_request)
         self._server = server
         self._writer = writer
 
@@ -516,7 +517,7 @@ class ModelCluster(Cluster):
     ) -> Object:
         if method != "GET":
             self._fence()
-        self.requests += 1
+        self._on_request()
         return await self._server.request(self._writer, method, path, query, body, content_type)
 
     async def close(self) -> None:

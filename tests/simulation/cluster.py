@@ -263,11 +263,9 @@ class Cluster:
         process = PROCESS.get()
         return next((one for one in self.operators if one.process is process), None)
 
-    async def connect(
-        self, _kubeconfig: str | None = None, fence: Callable[[], None] = lambda: None, connections: int = 12
-    ) -> ModelCluster:
+    async def connect(self, _kubeconfig: str | None = None, *arguments: Any) -> ModelCluster:
         """What `kube.client.connect` does."""
-        return ModelCluster(self.server, OPERATOR, fence, connections)
+        return ModelCluster(self.server, OPERATOR, *arguments)
 
     async def watch(self, store: Store, namespaces: Any, **_: Any) -> None:
         """What `kube.watch.run` does: feed the store with events, until cancelled."""
