@@ -9,11 +9,13 @@ from typing import Any, cast
 import pytest
 from pydantic import ValidationError
 
+from tests.simulation.loop import SimulatedLoop
 from tests.support.workqueue import workqueue
 from workqueue.contract.topology import BrokerVersion, Limit
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.broker.connection import Broker, QueueCounts
-from workqueue_operator.broker.limits import Limits, has_enough
+from workqueue_operator.broker.connection import Broker, QueueCounts, QueueMissingError
+from workqueue_operator.broker.limits import FILL_SECONDS, Limits, has_enough
 from workqueue_operator.kube.store import Store
 from workqueue_operator.reconcile.limits import agreed
 
@@ -144,3 +146,39 @@ async def test_silent_broker_delays_no_limit_of_the_same_name_elsewhere() -> Non
     await asyncio.gather(*waiting)
     waiting.clear()
     assert len(limits._locks) == 0
+
+
+class Alarm(Tokens):
+    """A broker without tokens that takes none, as during a memory alarm."""
+
+    async def declare_exchange(self, *_: Any, passive: bool = False) -> None:
+        if passive:
+            raise QueueMissingError("the seal")
+
+    async def delete_exchange(self, _: str) -> None:
+        pass
+
+    async def delete_queue(self, _: str) -> None:
+        pass
+
+    async def publish(self, _: object) -> None:
+        await asyncio.Event().wait()
+
+
+def test_no_member_of_a_group_waits_for_all_others_during_a_memory_alarm() -> None:
+    """A pass that takes more than five minutes counts as stuck, and does not scale until then."""
+    limits, limit, broker = Limits(), Limit("limit.team.shared.handlers", 5), Alarm("amqp://rabbit/")
+    loop = SimulatedLoop()
+
+    async def members() -> tuple[list[Any], float]:
+        begun = loop.time()
+        made = (limits.ensure(limit, cast(Broker, broker)) for _ in range(40))
+        said = await asyncio.gather(*made, return_exceptions=True)
+        return said, loop.time() - begun
+
+    asyncio.set_event_loop(loop)
+    said, seconds = loop.run_until_complete(members())
+    loop.close()
+
+    assert {getattr(one, "reason", one) for one in said} == {Reason.BROKER_TIMEOUT}
+    assert seconds <= 2 * FILL_SECONDS

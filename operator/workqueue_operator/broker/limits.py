@@ -7,6 +7,8 @@ empty, and then sealed with an exchange of the same name. A queue without a seal
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -22,6 +24,10 @@ LOOK_PAUSE: Final = 0.5
 
 FILL_SECONDS: Final = 10.0
 """Time to publish the tokens. RabbitMQ takes none while it has a memory alarm."""
+
+TURN_SECONDS: Final = 10.0
+"""Time to wait while another WorkQueue of the group makes the tokens. During a memory alarm each one fails after
+FILL_SECONDS, and the last of hundreds would wait for all others."""
 
 AT_ONCE: Final = 20
 """Tokens that are published at the same time."""
@@ -40,7 +46,7 @@ class Limits:
         Raises:
             ReconcileError: refused, or no answer.
         """
-        async with self._locks.setdefault((broker.binding.display, limit.name), asyncio.Lock()):
+        async with self._turn(limit, broker):
             try:
                 if not await _is_complete(limit, broker):
                     await delete(limit.name, broker)
@@ -51,6 +57,22 @@ class Limits:
                 raise ReconcileError(
                     Reason.QUEUE_REFUSED, f"{error} was deleted during its declaration, or its node is down."
                 ) from None
+
+    @asynccontextmanager
+    async def _turn(self, limit: Limit, broker: Broker) -> AsyncIterator[None]:
+        lock = self._locks.setdefault((broker.binding.display, limit.name), asyncio.Lock())
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await lock.acquire()
+        except TimeoutError:
+            raise ReconcileError(
+                Reason.BROKER_TIMEOUT,
+                f"The tokens of {limit.name!r} are being made for another WorkQueue, for {TURN_SECONDS:g} s already.",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 async def delete(name: str, broker: Broker) -> None:
