@@ -198,6 +198,28 @@ def test_default_values_render_the_snapshot(snapshot: SnapshotAssertion) -> None
     assert yaml.safe_dump_all(objects, sort_keys=False) == snapshot
 
 
+def test_key_without_a_value_is_an_empty_list_or_map() -> None:
+    """As `watchNamespaces:` in a file whose entries are comments. helm passes null on."""
+    enabled: Object = {
+        "page": {"enabled": True},
+        "metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
+        "workerNetworkPolicy": {"enabled": True},
+    }
+
+    def without(values: Object, given: Object) -> Object:
+        found = dict(given)
+        for key, value in values.items():
+            if value in ([], {}):
+                found[key] = None
+            elif isinstance(value, dict) and (inner := without(value, given.get(key, {}))):
+                found[key] = inner
+        return found
+
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    assert template(without(defaults, enabled), tests=True) == template(enabled, tests=True)
+
+
 def test_cluster_wide_operator_has_only_rights_it_uses() -> None:
     roles = {role["metadata"]["name"]: rules(role) for role in of_kind(template({}), "ClusterRole")}
     assert roles["workqueue-operator"] == CLUSTER_RULES
