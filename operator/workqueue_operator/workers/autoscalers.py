@@ -27,6 +27,7 @@ class Autoscalers:
         self._clock = clock
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._listed: dict[str, tuple[float, dict[str, str]]] = {}
+        self._failed: dict[str, tuple[float, ClusterError]] = {}
 
     async def of(self, namespace: str, deployment: str) -> str | None:
         """Describe what scales that Deployment; None when nothing does.
@@ -35,9 +36,14 @@ class Autoscalers:
             ReconcileError: the operator may not list them.
             ClusterError: the API server did not answer.
         """
+        begun = self._clock.monotonic()
         async with self._turns[namespace]:
             known = self._listed.get(namespace)
             if known is None or self._clock.monotonic() - known[0] > FRESH:
+                failed = self._failed.get(namespace)
+                if failed is not None and failed[0] > begun:
+                    # For all that waited for it: one after the other would wait for a timeout of its own.
+                    raise failed[1].with_traceback(None)
                 known = self._listed[namespace] = self._clock.monotonic(), await self._list(namespace)
         return known[1].get(deployment)
 
@@ -46,6 +52,7 @@ class Autoscalers:
             listed = await self._kubernetes.get(autoscalers_path(namespace))
         except ClusterError as error:
             if not error.forbidden:
+                self._failed[namespace] = self._clock.monotonic(), error
                 raise
             raise ReconcileError(
                 Reason.API_FORBIDDEN,
