@@ -208,7 +208,7 @@ class Operator:
         cordons = Cordons(cluster)
         self._metrics.namespaces_left_out.set(len(left_out))
         resync = Resync(cluster, store, namespaces, config.resync_seconds)
-        self._health = Health(resync, queue, brokers)
+        self._health = Health(cluster, resync, queue, brokers)
         running: list[asyncio.Task[None]] = []
         try:
             # The store is complete before the first pass: a pass that misses a Deployment creates it.

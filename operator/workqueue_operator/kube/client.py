@@ -78,6 +78,11 @@ class Cluster:
         """Whether a request waits for its connection or for its answer."""
         return self._unanswered > 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request would wait for a connection."""
+        return self._connections.locked()
+
     async def get(self, path: str, **query: str) -> Object:
         """GET one object, or a list.
 
