@@ -580,9 +580,9 @@ async def _form(request: web.Request) -> Mapping[str, Any]:
         form = await request.post()
         for value in form.values():
             str(value).encode()  # UTF-7 has halves of characters
-        return form
     except (ValueError, LookupError, RuntimeError) as error:
         raise web.HTTPBadRequest(text="The form cannot be read. Nothing was changed.") from error
+    return form
 
 
 def _token(request: web.Request) -> str:
