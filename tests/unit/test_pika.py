@@ -53,6 +53,7 @@ def test_pika_without_a_private_attribute_is_refused(monkeypatch: pytest.MonkeyP
 
         def __init__(self) -> None:
             self._cancelled_tags: set[str] = set()
+            self._consumers = None
             self._content_assembler = None
 
     monkeypatch.setattr("pika.channel.Channel", Other)

@@ -28,6 +28,7 @@ from workqueue.amqp.errors import BrokerError, describe
 from workqueue.amqp.frame_limits import BoundedFrames, receive_in_large_parts
 from workqueue.amqp.io_loop import Loop, Timer, does_io
 from workqueue.amqp.parameters import connection_parameters
+from workqueue.amqp.short_paths import ShortPaths
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import BrokerVersion
@@ -71,11 +72,11 @@ for _name in [name for name in logging.root.manager.loggerDict if name.partition
     logging.getLogger(_name).addFilter(_is_wanted)
 
 
-class _PikaConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
-    """pika's connection with limits on what it reads."""
+class _PikaConnection(ShortPaths, SelectConnection):  # type: ignore[misc]
+    """pika's connection with limits on what it reads, and less work for each message."""
 
 
-class _BodilessConnection(_PikaConnection):
+class _BodilessConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
     """The same, for callers that read only the headers of messages."""
 
     keeps_bodies = False
@@ -266,6 +267,8 @@ class Connection:
         self._opened_at = time.monotonic()
         self.loop.send_at_once = True
         receive_in_large_parts(opened, tls=binding.tls is not None)
+        if isinstance(opened, ShortPaths):
+            opened.send_together(self.loop.send_later, tls=binding.tls is not None)
         if self._closing:
             opened.close()
         opened.add_on_connection_blocked_callback(lambda _, frame: self._set_blocked(frame.method.reason))

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Final
 
@@ -84,7 +85,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._selector = selectors.DefaultSelector()
         self._selectors: list[selectors.BaseSelector] = [self._selector]
         self._watches: dict[int, _Watch] = {}
-        self._to_send: list[int] = []
+        self._to_send: list[Callable[[], None]] = []
         self._timers: list[Timer] = []
         self._timer_numbers = itertools.count()
         self._callbacks: deque[Callable[[], None]] = deque()
@@ -123,7 +124,11 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
     def flush(self) -> None:
         """Send written data before the lock is released, except inside of an outer `with`. Call it under the lock."""
         while self._to_send and self._depth <= 1:
-            self._send(self._to_send.pop())
+            self._guard(self._to_send.pop())
+
+    def send_later(self, send: Callable[[], None]) -> None:
+        """Call `send` at the next `flush`. Call it under the lock."""
+        self._to_send.append(send)
 
     def run_once(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
         """Run one turn: wait for an event, at most `max_wait` seconds, and handle it. For any thread."""
@@ -247,7 +252,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         starts_to_write = events & self.WRITE & ~watch.interest
         watch.interest = events & (self.READ | self.WRITE)
         if starts_to_write and self.send_at_once:
-            self._to_send.append(fd)
+            self._to_send.append(partial(self._send, fd))
         else:
             self._register(fd, watch)
 
@@ -275,7 +280,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         watch = self._watches.get(fd)
         if watch is None or not watch.interest & self.WRITE:
             return
-        self._guard(watch.handler, fd, self.WRITE)
+        watch.handler(fd, self.WRITE)
         watch = self._watches.get(fd)
         if watch is not None:  # the selector reports when the socket takes the rest
             self._register(fd, watch)

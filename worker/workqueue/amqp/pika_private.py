@@ -26,10 +26,12 @@ _MEMBERS: Final[_Names] = {
         "_output_marshaled_frames",
         "_process_callbacks",
         "_read_frame",
+        "_send_method",
         "_terminate_stream",
     ),
     (channel, "Channel"): ("_handle_content_frame",),
     (channel, "ContentFrameAssembler"): ("_handle_body_frame",),
+    (base_connection, "BaseConnection"): ("_adapter_emit_data",),
     (io_services_utils, "_AsyncPlaintextTransport"): ("_MAX_CONSUME_BYTES", "_MAX_RECV_BYTES"),
 }
 """Module and class, and names that the class has."""
@@ -37,7 +39,8 @@ _MEMBERS: Final[_Names] = {
 _ATTRIBUTES: Final[_Names] = {
     (connection, "Connection"): ("_channels", "_frame_buffer"),
     (base_connection, "BaseConnection"): ("_transport",),
-    (channel, "Channel"): ("_cancelled", "_content_assembler"),
+    (io_services_utils, "_AsyncPlaintextTransport"): ("_sock",),
+    (channel, "Channel"): ("_cancelled", "_consumers", "_content_assembler"),
     (channel, "ContentFrameAssembler"): ("_seen_so_far",),
     (selector_ioloop_adapter, "_AddressResolver"): ("_loop",),
 }
