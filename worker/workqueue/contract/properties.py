@@ -30,13 +30,15 @@ class Properties(NamedTuple):
     @classmethod
     def of(cls, raw: object) -> Properties:
         """Read them from the attributes of an object, such as pika's BasicProperties."""
-        return cls._make([getattr(raw, name, None) for name in cls._fields])
+        return raw if type(raw) is cls else cls._make([getattr(raw, name, None) for name in cls._fields])
 
     def readable(self) -> Properties:
         """Return the same with text only. pika gives bytes for a string that is not UTF-8; these are escaped."""
+        if bytes not in map(type, self):  # nearly always
+            return self
         found: dict[str, Any] = {
             name: value.decode(errors="backslashreplace")
             for name in self._fields
             if isinstance(value := getattr(self, name), bytes)
         }
-        return self._replace(**found) if found else self
+        return self._replace(**found)

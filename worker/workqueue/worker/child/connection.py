@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from workqueue.worker.ending import CLOSING_SECONDS, HOOKS_SECONDS
-from workqueue.worker.executors.frames import HEAD, TOKEN, Kind
+from workqueue.worker.executors.frames import HEAD, KINDS, TOKEN, Kind
 
 SMALL_BYTES: Final = 2**16
 """Fields and body of at most this size are read together."""
@@ -41,8 +41,8 @@ class Connection:
         kind, token, size, body = HEAD.unpack(head)
         if size + body <= SMALL_BYTES:
             both = self._read(size + body)
-            return Kind(kind), token, both[:size], both[size:]
-        return Kind(kind), token, self._read(size), self._read(body)
+            return KINDS[kind], token, both[:size], both[size:]
+        return KINDS[kind], token, self._read(size), self._read(body)
 
     def send(self, frame: bytes) -> None:
         """Send a frame."""
