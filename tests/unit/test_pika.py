@@ -127,6 +127,28 @@ assert sys.modules["asyncio"] is asyncio and asyncio.events.__name__ == "asyncio
 """
 
 
-@pytest.mark.parametrize("code", [USES_ASYNCIO, USED_DURING_THE_IMPORT], ids=["later", "during-the-import"])
-def test_asyncio_works_although_pika_was_imported_without_it(code: str) -> None:
+USES_TLS: Final = """
+import sys
+from workqueue.amqp.pika_import import import_pika
+
+import_pika()
+assert "ssl" not in sys.modules
+
+from pika import connection, SSLOptions, URLParameters
+assert not isinstance(None, connection.ssl.SSLContext) and "ssl" not in sys.modules
+
+assert URLParameters("amqps://localhost").ssl_options.context.check_hostname
+
+import ssl
+assert connection.ssl.SSLContext is ssl.SSLContext and connection.ssl.SSLError is ssl.SSLError
+SSLOptions(ssl.create_default_context())
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [USES_ASYNCIO, USED_DURING_THE_IMPORT, USES_TLS],
+    ids=["asyncio-later", "asyncio-during-the-import", "tls"],
+)
+def test_what_pika_was_imported_without_works(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

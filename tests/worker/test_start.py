@@ -183,13 +183,14 @@ UNNEEDED: Final = {
     "hashlib",
     "http.server",
     "prometheus_client",
+    "ssl",
     "workqueue.amqp.publish_pipeline",
 }
 
 
 @pytest.mark.parametrize(
     ("isolation", "unneeded"),
-    [("Thread", UNNEEDED), ("Process", UNNEEDED | {"dataclasses", "pika", "ssl", "workqueue.worker.slot"})],
+    [("Thread", UNNEEDED), ("Process", UNNEEDED | {"dataclasses", "pika", "workqueue.worker.slot"})],
 )
 def test_process_of_a_handler_imports_only_what_its_first_message_needs(
     vhost: VirtualHost, workers: Workers, tmp_path: Path, isolation: str, unneeded: set[str]

@@ -22,7 +22,7 @@ async def context(tls: TLS) -> ssl.SSLContext:
     """Return the context for these certificates.
 
     Raises:
-        ssl.SSLError, ValueError, TypeError: as `workqueue.amqp.tls.context`.
+        ValueError, TypeError: as `workqueue.amqp.tls.context`.
     """
     return await asyncio.get_running_loop().run_in_executor(_THREAD, _context, tls)
 

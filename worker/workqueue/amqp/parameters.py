@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
 
 from workqueue.contract.binding import Binding
+
+if TYPE_CHECKING:
+    import ssl
 
 
 def connection_parameters(

@@ -1,6 +1,7 @@
-"""Import pika without asyncio, which is a third of pika's import.
+"""Import pika without asyncio and ssl, which are two fifths of pika's import.
 
-pika imports asyncio for `AsyncioConnection` only, which neither the worker nor most handlers use.
+pika imports asyncio for `AsyncioConnection` only, which neither the worker nor most handlers use, and ssl for
+connections with TLS.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
-_ASYNCIO: Final = "asyncio"
+_DEFERRED: Final = ("asyncio", "ssl")
+_TLS_CONTEXT: Final = "SSLContext"
 
 
 def import_pika() -> None:
-    """Import pika. Call it before another thread runs, since the name `asyncio` means something else during the call.
+    """Import pika. Call it before another thread runs, since the deferred names mean something else during the call.
 
-    pika's `AsyncioConnection` still works: it imports asyncio when it uses it.
+    pika's `AsyncioConnection` and TLS still work: they import asyncio and ssl when they use them.
     """
-    if _ASYNCIO in sys.modules:
-        import_module("pika")
-        return
-    deferred = sys.modules[_ASYNCIO] = _Deferred(_ASYNCIO)
+    deferred = [_Deferred(name) for name in _DEFERRED if name not in sys.modules]
+    sys.modules.update((one.__name__, one) for one in deferred)
     try:
         import_module("pika")
     finally:
-        deferred.withdraw()
+        for one in deferred:
+            one.withdraw()
 
 
 class _Deferred(ModuleType):
@@ -38,4 +39,10 @@ class _Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         self.withdraw()
+        if name == _TLS_CONTEXT and self.__name__ not in sys.modules:
+            return _NoContext
         return getattr(import_module(self.__name__), name)
+
+
+class _NoContext:
+    """For `isinstance`: pika asks for each connection whether it has a TLS context. Without ssl there is none."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from workqueue.contract.binding import TLS
 
-UNUSABLE = (ssl.SSLError, ValueError, TypeError)
+if TYPE_CHECKING:
+    import ssl
+
+UNUSABLE = (ValueError, TypeError)
 """What `context` raises for PEM texts that it cannot use."""
 
 
@@ -17,13 +20,18 @@ def context(tls: TLS) -> ssl.SSLContext:
     """Return a context for these certificates. It reads all authorities, which takes about 45 ms for the system's.
 
     Raises:
-        ssl.SSLError, ValueError, TypeError: a text is not a certificate, or the key does not match or is encrypted.
+        ValueError, TypeError: a text is not a certificate, or the key does not match or is encrypted.
     """
-    made = ssl.create_default_context(cadata=tls.authority or None)
-    if tls.certificate:
-        with _as_file(f"{tls.certificate.strip()}\n{tls.private_key.strip()}\n") as path:
-            # Without a password, the ssl module would ask for one on the terminal. With one, it refuses the key.
-            made.load_cert_chain(path, password="")
+    import ssl  # a worker without TLS starts sooner without it
+
+    try:
+        made = ssl.create_default_context(cadata=tls.authority or None)
+        if tls.certificate:
+            with _as_file(f"{tls.certificate.strip()}\n{tls.private_key.strip()}\n") as path:
+                # Without a password, the ssl module would ask for one on the terminal. With one, it refuses the key.
+                made.load_cert_chain(path, password="")
+    except ssl.SSLError as error:
+        raise ValueError(str(error)) from error
     return made
 
 
