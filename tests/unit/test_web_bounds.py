@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -140,7 +141,7 @@ def test_note_of_an_event_fits_the_api_server(note: str) -> None:
     """It counts bytes, and calls them characters: `len(event.Message) > NoteLengthLimit`."""
     event = event_body(
         workqueue_reference("shop", "thumbs", "u"),
-        SimpleNamespace(strftime=lambda _: ""),  # type: ignore[arg-type]
+        datetime(2026, 1, 1, tzinfo=UTC),
         ("operator", "pod"),
         reason="Backlog",
         action="ScaleOut",
