@@ -51,11 +51,11 @@ FOUND = {
     "status forgotten": 133,
     "ring forgotten": 147,
     "unreachable is busy": 161,
+    "leases not renewed": 244,
     "earlier cancels not read": 259,
     "replicas applied away": 379,
     "store is not corrected": 687,
     "unscheduled is dead": 1166,
-    "leases not renewed": 1971,
     "no watchdog": 8203,
 }
 """Mutants that the simulation finds, and a seed that fails with each."""
