@@ -99,6 +99,16 @@ def test_signal_ends_both_processes(
     assert worker.count_log("Shut down.") == 1
 
 
+def test_worker_ends_when_its_supervisor_is_killed(
+    vhost: VirtualHost, workers: Workers, folder: Path
+) -> None:
+    worker = start(workers, vhost, folder)
+
+    worker.kill()
+
+    eventually(lambda: worker.count_log("Shut down.") == 1)
+
+
 def children(worker: Worker) -> list[int]:
     """The processes that a terminal sends Ctrl-C to as well."""
     task = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")

@@ -1,14 +1,17 @@
 """`workqueue run --reload`: run the worker in a process of its own, and start it again when a Python file changes.
 
-The worker finishes its messages first. A terminal sends Ctrl-C to both processes; SIGTERM is passed on.
+The worker finishes its messages first. A terminal sends Ctrl-C to both processes; SIGTERM is passed on. When this
+process is killed, the worker ends, too. Otherwise it would go on with old code.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +19,9 @@ from workqueue.contract.worker_api import ExitCode
 from workqueue.worker.errors import ConfigurationError
 
 LOOK_MILLISECONDS: Final = 200
+
+PARENT_SECONDS: Final = 0.5
+"""Pause between two looks of the worker at its parent process."""
 
 
 def supervise() -> int:
@@ -63,7 +69,7 @@ class _Worker:
             self.process.terminate()
             self.process.wait()
         if not self.stopping.is_set():
-            command = [sys.executable, "-m", "workqueue", *sys.argv[1:], "--no-reload"]
+            command = [sys.executable, "-m", __name__, str(os.getpid()), *sys.argv[1:], "--no-reload"]
             self.process = subprocess.Popen(command)  # noqa: S603 - the command that the user gave
             if self.stopping.is_set():  # since the line above
                 self.process.terminate()
@@ -80,3 +86,22 @@ class _Worker:
 
 def _say(sentence: str) -> None:
     print(f"workqueue run: {sentence}", file=sys.stderr, flush=True)  # noqa: T201 - output of a command
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run_worker() -> int:
+    """Run a command as a child of `supervise`, whose process id is the first argument."""
+    from workqueue.cli.main import main
+
+    parent, *words = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(parent),), name="parent", daemon=True).start()
+    return main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(_run_worker())
