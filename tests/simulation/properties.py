@@ -213,7 +213,8 @@ class Properties:
             return
         stage = self._stage
         queue, rabbit = stage.queue(workqueue_key), self._cluster.rabbits[stage.hosts[workqueue_key]]
-        down_since = self._down.get(rabbit.name)
+        # A broker that has just come back is in `_down` until the next second.
+        down_since = self._down.get(rabbit.name) if rabbit.down or rabbit.hung else None
         if down_since is not None and self._world.now - down_since > BLIND:
             self._world.violated(
                 "unknown depth changed a count", f"{key[1]}/{name}: {was} -> {now} without a broker"
