@@ -46,6 +46,20 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[WorkQueue]:
+    """The WorkQueues whose Deployments were rendered."""
+    found: list[WorkQueue] = []
+    real = render.deployment
+
+    def recorded(one: WorkQueue, *arguments: Any, **named: Any) -> Any:
+        found.append(one)
+        return real(one, *arguments, **named)
+
+    monkeypatch.setattr(render, "deployment", recorded)
+    return found
+
+
+@pytest.fixture
 def woken() -> list[tuple[str, str]]:
     return []
 
@@ -143,18 +157,10 @@ async def test_count_above_zero_is_not_claimed_again(cluster: FakeCluster, workl
 
 
 async def test_deployment_is_rendered_once_after_an_edit_that_does_not_change_it(
-    cluster: FakeCluster, workload: WorkloadApplier, monkeypatch: pytest.MonkeyPatch
+    cluster: FakeCluster, workload: WorkloadApplier, rendered: list[WorkQueue]
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
-    rendered: list[WorkQueue] = []
-    real = render.deployment
-
-    def recorded(one: WorkQueue, *arguments: Any, **named: Any) -> Any:
-        rendered.append(one)
-        return real(one, *arguments, **named)
-
-    monkeypatch.setattr(render, "deployment", recorded)
-
+    rendered.clear()
     edited = workqueue(scaling={"maxReplicas": 7})
     for _ in range(3):
         assert (await workload.ensure(edited, made)).deployment is made
@@ -280,19 +286,11 @@ async def test_webhook_that_is_down_for_a_side_object_does_not_stop_the_scaling(
 
 
 async def test_proven_deployment_is_rendered_once_before_its_turn(
-    cluster: FakeCluster, workload: WorkloadApplier, monkeypatch: pytest.MonkeyPatch
+    cluster: FakeCluster, workload: WorkloadApplier, rendered: list[WorkQueue]
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     proven = deployment_view(made).template_hash
-    rendered: list[WorkQueue] = []
-    real = render.deployment
-
-    def recorded(one: WorkQueue, *arguments: Any, **named: Any) -> Any:
-        rendered.append(one)
-        return real(one, *arguments, **named)
-
-    monkeypatch.setattr(render, "deployment", recorded)
-
+    rendered.clear()
     for _ in range(3):
         assert (await workload.ensure(workqueue(), made, proven_hash=proven)).deployment is made
 

@@ -77,7 +77,7 @@ class _PikaConnection(ShortPaths, SelectConnection):  # type: ignore[misc]
 
 
 class _BodilessConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
-    """The same, for callers that read only the headers of messages."""
+    """pika's connection with limits on what it reads, for callers that read only the headers of messages."""
 
     keeps_bodies = False
 
