@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from hack.bench import environment, faults, report
+from hack.bench.errors import BenchError
 from hack.bench.figures import percentile
 from hack.bench.neighbours.crowd import CROWDS
 from hack.bench.neighbours.figures import KNOWN, meets_goal, told
@@ -16,10 +17,10 @@ from hack.bench.neighbours.lab import Life, Result
 from hack.bench.neighbours.probe import Cycle
 from hack.bench.neighbours.rows import ROWS
 from hack.bench.report import Report, Row
-from hack.bench.worker.cases import Case
+from hack.bench.worker.cases import KINDS, Case
 from hack.bench.worker.consumers.tally import Tally
-from hack.bench.worker.contenders import BASELINE, CONTENDERS, celery, dramatiq
-from hack.bench.worker.figures import ratios
+from hack.bench.worker.contenders import BASELINE, CONTENDERS, THREADS, Contender, celery, dramatiq
+from hack.bench.worker.figures import ratios, rounds, tables
 from hack.bench.worker.race import Run
 
 HUNDRED = [float(number) for number in range(1, 101)]
@@ -75,6 +76,33 @@ def test_ratio_is_calculated_within_its_round() -> None:
     # In the second round the machine was ten times slower for both.
     runs = {BASELINE: [Run(1000, 0), Run(100, 0)], "one": [Run(500, 0), Run(50, 0)]}
     assert ratios(runs, "one") == [0.5, 0.5]
+
+
+def test_peer_that_stalls_costs_its_row_and_not_the_benchmark() -> None:
+    case, calls = Case(slots=1, handler_seconds=0, body=1, warm=0, count=1, rounds=3), []
+
+    def run(contender: Contender, kind: str, _: Case) -> Run:
+        calls.append((contender.name, kind))
+        if (contender.name, kind) == ("Celery, solo", "quorum"):
+            raise BenchError("Celery, solo gave no result in 60 s")
+        return Run(1000, 0.001)
+
+    found = rounds(run, case)
+    assert calls.count(("Celery, solo", "quorum")) == 1
+    assert {kind: len(found[case, kind]) for kind in KINDS} == {"classic": 12, "quorum": 11}
+    assert {len(many) for runs in found.values() for many in runs.values()} == {case.rounds}
+    (line,) = (line for line in tables(found, [case], "worker").splitlines() if "Celery, solo" in line)
+    assert line == "| Celery, solo | 1,000 | 1.00 (1.00 to 1.00) | 1000 µs | no result |  |  |"
+
+
+def test_contender_of_ours_that_stalls_ends_the_benchmark() -> None:
+    def run(contender: Contender, kind: str, case: Case) -> Run:
+        if contender.name == THREADS:
+            raise BenchError("no result")
+        return Run(1000, 0.001)
+
+    with pytest.raises(BenchError):
+        rounds(run, Case(slots=1, handler_seconds=0, body=1, warm=0, count=1, rounds=1))
 
 
 def test_blocking_peer_has_one_slot() -> None:

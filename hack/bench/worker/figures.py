@@ -7,12 +7,13 @@ is the median of the ratios.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from hack.bench import environment, report
+from hack.bench.errors import BenchError
 from hack.bench.plot import Panel, Plot, Series, draw
 from hack.bench.report import Report, Row
 from hack.bench.worker.cases import FULL, KINDS, QUICK, SLOTS, Case
@@ -26,11 +27,11 @@ from hack.bench.worker.contenders import (
     Contender,
 )
 from hack.bench.worker.race import Run, Start, Track
-from hack.cluster.console import step
+from hack.cluster.console import say, step
 from tests.support.rabbitmq import DEFAULT, running
 
 Runs: TypeAlias = dict[str, list[Run]]
-"""The runs of each contender, by round, for one case and queue type."""
+"""The runs of each contender, by round, for one case and queue type. A peer that gave no result is missing."""
 
 GOALS: Final = {ASYNC: 0.95, THREADS: 0.80}
 SLOTS_GOAL: Final = 0.85
@@ -56,7 +57,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
     """Measure all cases, and write the plots to the folder.
 
     Raises:
-        BenchError: a contender failed.
+        BenchError: a contender failed that is not a peer.
     """
     cases = QUICK if quick else FULL
     name = "worker-quick" if quick else "worker"
@@ -65,7 +66,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
         found: dict[tuple[Case, str], Runs] = {}
         for case in cases:
             with step(f"Measuring the worker: {case.title}"):
-                found |= _rounds(track, case)
+                found |= rounds(track.run, case)
         with step("Measuring the worker: start"):
             starts = _starts(track, QUICK_STARTS if quick else STARTS)
         track.close()
@@ -95,7 +96,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
         }
         for (case, kind), runs in found.items()
     ]
-    more = _tables(found, cases, name)
+    more = tables(found, cases, name)
     return Report(name, "The worker, measured", where, rows, "others", more, {"worker": raw})
 
 
@@ -104,7 +105,14 @@ def ratios(runs: Runs, name: str, base: str = BASELINE) -> list[float]:
     return [run.rate / beside.rate for run, beside in zip(runs[name], runs[base], strict=True)]
 
 
-def _rounds(track: Track, case: Case) -> dict[tuple[Case, str], Runs]:
+def rounds(run: Callable[[Contender, str, Case], Run], case: Case) -> dict[tuple[Case, str], Runs]:
+    """Run each contender in each round of a case, on each type of queue.
+
+    A peer that fails takes no further part in the case. So a defect of a peer costs its row and not the benchmark.
+
+    Raises:
+        BenchError: a contender failed that is not a peer.
+    """
     contenders = [contender for contender in CONTENDERS if contender.takes_part(case)]
     found: dict[tuple[Case, str], Runs] = {
         (case, kind): {contender.name: [] for contender in contenders} for kind in KINDS
@@ -113,7 +121,16 @@ def _rounds(track: Track, case: Case) -> dict[tuple[Case, str], Runs]:
         for kind in KINDS:
             # Each round starts with a different contender, so the order within a round does not favour one.
             for contender in contenders[number:] + contenders[:number]:
-                found[case, kind][contender.name].append(track.run(contender, kind, case))
+                runs = found[case, kind]
+                if contender.name not in runs:
+                    continue
+                try:
+                    runs[contender.name].append(run(contender, kind, case))
+                except BenchError as error:
+                    if not contender.peer:
+                        raise
+                    say(f"{case.title}, {kind} queue: {error}")
+                    del runs[contender.name]
     return found
 
 
@@ -147,7 +164,6 @@ def _isolation_rows(kind: str, runs: Runs) -> list[Row]:
         1 / isolated.rate - 1 / beside.rate
         for isolated, beside in zip(runs[PROCESSES], runs[THREADS], strict=True)
     ]
-    multiples = ratios(runs, PROCESSES, PREFORK)
     return [
         Row(
             f"{PROCESSES}, {kind} queue: more time for each message than {THREADS}",
@@ -156,16 +172,24 @@ def _isolation_rows(kind: str, runs: Runs) -> list[Row]:
             statistics.median(more) <= ISOLATION_SECONDS,
             raw={"seconds": more},
         ),
-        Row(
-            f"{PROCESSES}, {kind} queue: multiple of {PREFORK}",
-            f"{statistics.median(multiples):.2f} x ({_spread(multiples)});"
-            f" {_median_rate(runs[PROCESSES])} messages/s",
-            f">= {PREFORK_GOAL:.0f} x",
-            statistics.median(multiples) >= PREFORK_GOAL,
-            f"{PREFORK} {_median_rate(runs[PREFORK])} messages/s",
-            {"ratios": multiples},
-        ),
+        _prefork_row(kind, runs),
     ]
+
+
+def _prefork_row(kind: str, runs: Runs) -> Row:
+    title, goal = f"{PROCESSES}, {kind} queue: multiple of {PREFORK}", f">= {PREFORK_GOAL:.0f} x"
+    if PREFORK not in runs:
+        return Row(title, f"{PREFORK} gave no result", goal)
+    multiples = ratios(runs, PROCESSES, PREFORK)
+    return Row(
+        title,
+        f"{statistics.median(multiples):.2f} x ({_spread(multiples)});"
+        f" {_median_rate(runs[PROCESSES])} messages/s",
+        goal,
+        statistics.median(multiples) >= PREFORK_GOAL,
+        f"{PREFORK} {_median_rate(runs[PREFORK])} messages/s",
+        {"ratios": multiples},
+    )
 
 
 def _start_row(starts: dict[str, list[Start]], name: str) -> Row:
@@ -200,7 +224,8 @@ def _memory_row(starts: dict[str, list[Start]]) -> Row:
     )
 
 
-def _tables(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], name: str) -> str:
+def tables(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], name: str) -> str:
+    """Return the plot and a table for each case, in Markdown."""
     parts = [f"![Messages per second of each contender]({name}.png)"]
     for case in cases:
         head = [case.title]
@@ -213,6 +238,9 @@ def _tables(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], name: st
             line = [contender.name]
             for kind in KINDS:
                 runs = found[case, kind]
+                if contender.name not in runs:
+                    line += ["no result", "", ""]
+                    continue
                 many = runs[contender.name]
                 processor = statistics.median(run.processor_seconds for run in many)
                 found_ratios = ratios(runs, contender.name)
@@ -239,7 +267,7 @@ def _draw(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], folder: Pa
 
 
 def _panel(case: Case, kind: str, runs: Runs) -> Panel:
-    contenders = [contender for contender in CONTENDERS if contender.takes_part(case)]
+    contenders = [contender for contender in CONTENDERS if contender.name in runs]
     rates = [[run.rate for run in runs[contender.name]] for contender in contenders]
     series = Series(
         "",

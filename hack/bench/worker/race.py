@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -73,6 +74,7 @@ class Track:
         self._publisher = PublishPipeline(lambda: from_url(url), "bench").start()
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
         self._channel = self._connection.channel()
+        self._runs = itertools.count(1)
 
     def close(self) -> None:
         """Disconnect."""
@@ -109,9 +111,8 @@ class Track:
 
     @contextmanager
     def _full(self, contender: Contender, kind: str, case: Case) -> Iterator[str]:
-        queue = f"bench-{kind}"
+        queue = f"bench-{kind}-{next(self._runs)}"
         self._connection.process_data_events()  # send heartbeats on the idle connection
-        self._channel.queue_delete(queue)
         self._channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
         body = b"x" * case.body
         for _ in range(case.warm + case.count + case.slots):
