@@ -84,7 +84,7 @@ def test_peer_that_stalls_costs_its_row_and_not_the_benchmark() -> None:
     def run(contender: Contender, kind: str, _: Case) -> Run:
         calls.append((contender.name, kind))
         if (contender.name, kind) == ("Celery, solo", "quorum"):
-            raise BenchError("Celery, solo gave no result in 60 s")
+            raise BenchError("Celery, solo gave no result in 30 s")
         return Run(1000, 0.001)
 
     found = rounds(run, case)

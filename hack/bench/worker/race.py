@@ -29,7 +29,7 @@ from workqueue.contract.binding import from_url
 SECONDS: Final = 0.8
 """The longest measurement, in seconds."""
 
-RESULT_SECONDS: Final = 60.0
+RESULT_SECONDS: Final = 30.0
 """The longest time from the start of a contender to its result."""
 
 LAST_LINES: Final = 12
@@ -85,7 +85,7 @@ class Track:
         """Measure one contender once.
 
         Raises:
-            BenchError: its process ended, or there is no result within 60 s.
+            BenchError: its process ended, or there is no result within 30 s.
         """
         with (
             self._full(contender, kind, case) as queue,
