@@ -106,6 +106,7 @@ OPERATOR_RULES = {
     ("workqueue.dev", "workqueues/status"): {"patch"},
     ("workqueue.dev", "workqueues/finalizers"): {"update"},
     ("apps", "deployments"): {"get", "list", "watch", "create", "patch"},
+    ("apps", "deployments/scale"): {"patch"},
     ("apps", "replicasets"): {"get"},
     ("", "configmaps"): {"get"},
     ("", "pods"): {"list", "watch", "patch"},

@@ -16,7 +16,9 @@ JOBS = [{"id": number, "seconds": 2} for number in range(40)]
 
 
 @contextmanager
-def policy(lab: Lab, expression: str, message: str, reason: str) -> Iterator[None]:
+def policy(
+    lab: Lab, expression: str, message: str, reason: str, resources: str = "deployments"
+) -> Iterator[None]:
     """A ValidatingAdmissionPolicy for the Deployments of the lab's namespace, in force."""
     name = f"e2e-{secrets.token_hex(3)}"
     group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
@@ -25,7 +27,7 @@ def policy(lab: Lab, expression: str, message: str, reason: str) -> Iterator[Non
         "apiGroups": ["apps"],
         "apiVersions": ["v1"],
         "operations": ["CREATE", "UPDATE"],
-        "resources": ["deployments"],
+        "resources": [resources],
     }
     validation = {"expression": expression, "message": message, "reason": reason}
     policy_spec = {"matchConstraints": {"resourceRules": [rule]}, "validations": [validation]}
@@ -68,10 +70,12 @@ def test_admission_policy_limit_is_obeyed_and_named(lab: Lab, reason: str) -> No
     workqueue.publish([{"id": "canary"}])
     workqueue.results(1)
     sentence = "no more than two replicas here"
-    with policy(lab, "object.spec.replicas <= 2", sentence, reason):
-        # Not `kubectl scale`: the policy is for Deployments, and not for their subresource.
+    at_most_two = "object.spec.?replicas.orValue(0) <= 2"
+    with policy(lab, at_most_two, sentence, reason, "deployments/scale"):
         nine = '--patch={"spec":{"replicas":9}}'
-        in_force(lab, sentence, "patch", "deployment", f"{workqueue.name}-worker", nine)
+        in_force(
+            lab, sentence, "patch", "deployment", f"{workqueue.name}-worker", "--subresource=scale", nine
+        )
         workqueue.publish(JOBS)
         eventually(lambda: workqueue.replicas() == 2, 60, "the highest admitted count is written")
         ready = workqueue.wait_condition("Ready", "False", "CountRefused")

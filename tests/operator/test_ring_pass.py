@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.brokers import channel_of, put
-from tests.support.fakecluster import Request
+from tests.support.fakecluster import Request, scale_of
 from tests.support.passes import KEY, api, applied, operator
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
@@ -25,11 +25,11 @@ class Deployment:
 
     def __call__(self, request: Request) -> dict[str, Any]:
         if isinstance(request.body, list):
-            count = next(change["value"] for change in request.body if change["op"] == "replace")
+            count = request.body[1]["value"]["replicas"]
             metadata = {**self.body["metadata"], "generation": 2, "resourceVersion": "3"}
             self.body = {**self.body, "metadata": metadata, "spec": {**self.body["spec"], "replicas": count}}
-        else:
-            self.body = applied(request)
+            return scale_of(self.body)
+        self.body = applied(request)
         return self.body
 
 

@@ -64,6 +64,7 @@ LOST: Final[dict[Right, Loss]] = {
     ("deployments", "watch"): Loss(None, "cannot watch resource"),
     ("deployments", "create"): Loss("creates", "APIForbidden"),
     ("deployments", "patch"): Loss("creates", "APIForbidden"),
+    ("deployments/scale", "patch"): Loss("wakes", "APIForbidden"),
     ("replicasets", "get"): Loss("scales in", "cannot get resource"),
     ("pods", "list"): Loss("creates", "The namespace is left out."),
     ("pods", "watch"): Loss(None, "cannot watch resource"),

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 from tests.simulation.loop import Process, Stream
 from tests.simulation.world import World
+from tests.support.fakecluster import scale_of
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import CONNECTIONS, REQUEST_TIMEOUT, Cluster
 from workqueue_operator.names import LABEL_WORKQUEUE
@@ -24,7 +25,7 @@ Key = tuple[str, str, str]
 
 _PATH: Final = re.compile(
     r"/(?:api/v1|apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
-    r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?P<status>/status)?"
+    r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?:(?P<status>/status)|/scale)?"
 )
 _DISCOVERY: Final = "/apis/workqueue.dev/v1alpha1"
 _OURS: Final = frozenset(
@@ -393,13 +394,13 @@ class ApiServer:
 
     def _json_patch(self, writer: str, key: Key, before: Object, operations: list[Object]) -> Object:
         test, replace = operations
-        if before["spec"].get("replicas", 1) != test["value"]:
+        if scale_of(before)["spec"] != test["value"]:
             self.on_count_conflict(writer, key)
-            raise ClusterError(422, "the server rejected our request: testing value /spec/replicas failed")
-        after = {**before, "spec": {**before["spec"], "replicas": replace["value"]}}
+            raise ClusterError(422, "the server rejected our request: testing value /spec failed")
+        after = {**before, "spec": {**before["spec"], **replace["value"]}}
         self._admit(key[0], before, after)
         self._owners_of_replicas.setdefault(key, set()).add((writer, "Update"))
-        return self.put(writer, key, after)
+        return scale_of(self.put(writer, key, after))
 
     def _apply_status(
         self, writer: str, key: Key, before: Object | None, status: Object, manager: str

@@ -21,6 +21,16 @@ class Request:
     content_type: str
 
 
+def scale_of(deployment: Object) -> Object:
+    """The Scale of a Deployment. Kubernetes leaves out a count of 0."""
+    names = ("namespace", "name", "uid", "resourceVersion")
+    replicas = deployment["spec"].get("replicas", 1)
+    return {
+        "metadata": {name: value for name, value in deployment["metadata"].items() if name in names},
+        "spec": {"replicas": replicas} if replicas else {},
+    }
+
+
 class FakeCluster(Cluster):
     """Responds to each request by the first matching rule: an object, an error, or a function of the request."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.clock import FakeClock
-from tests.support.fakecluster import FakeCluster, Request
+from tests.support.fakecluster import FakeCluster, Request, scale_of
 from tests.support.snapshots import snapshot
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
@@ -125,8 +125,8 @@ class Site:
         return deepcopy(self.pods[metadata["name"]])
 
     def scale(self, request: Request) -> dict[str, Any]:
-        self.count, self.generation = request.body[1]["value"], self.generation + 1
-        return self.deployment
+        self.count, self.generation = request.body[1]["value"]["replicas"], self.generation + 1
+        return scale_of(self.deployment)
 
     def sync(self) -> None:
         """The controller sees everything, and removes and creates pods."""

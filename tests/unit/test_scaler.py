@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.clock import FakeClock
-from tests.support.fakecluster import FakeCluster, Request
+from tests.support.fakecluster import FakeCluster, Request, scale_of
 from tests.support.snapshots import NO_WORKERS, snapshot
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
@@ -69,13 +69,14 @@ class Api:
 
     def patch(self, request: Request) -> Any:
         test, wanted = request.body
-        if test["value"] != self.replicas:
+        if test["value"] != scale_of(self.body)["spec"]:
             return ClusterError(422, "the server rejected our request due to an error in our request")
-        self.tried.append(wanted["value"])
-        if not self.least <= wanted["value"] <= self.most:
+        count = wanted["value"]["replicas"]
+        self.tried.append(count)
+        if not self.least <= count <= self.most:
             return ClusterError(self.status, self.message)
-        self.replicas, self.version = wanted["value"], self.version + 1
-        return self.body
+        self.replicas, self.version = count, self.version + 1
+        return scale_of(self.body)
 
     def noted(self, scaled: Scaled) -> Decision:
         """Keep the state as the reconciler does."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.fakecluster import scale_of
 from workqueue_operator.kube.store import Key, Store, key_of
 from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import (
@@ -255,17 +256,38 @@ def test_own_count_write_and_its_event_enqueue_nothing(store: Store, woken: list
     store.put_deployment(deployment(1, observedGeneration=1))
     woken.clear()
     ours = deployment(2, replicas=3, generation=2, observedGeneration=1)
-    store.put_deployment(ours, our_count=True)
+    store.put_count(scale_of(ours))
+    assert store.deployments["team", "jobs-worker"]["spec"]["replicas"] == 3
     store.put_deployment(ours)
     assert woken == []
     assert store.deployments["team", "jobs-worker"]["spec"]["replicas"] == 3
 
 
+def test_count_of_zero_is_stored(store: Store) -> None:
+    store.put_deployment(deployment(1, replicas=3))
+    store.put_count(scale_of(deployment(2, replicas=0)))
+    assert store.deployments["team", "jobs-worker"]["spec"]["replicas"] == 0
+
+
+def test_answer_to_a_count_write_does_not_replace_a_newer_event(store: Store, woken: list[Key]) -> None:
+    store.put_deployment(deployment(1))
+    store.put_deployment(deployment(3, replicas=7, generation=3))
+    woken.clear()
+    store.put_count(scale_of(deployment(2, replicas=3, generation=2)))
+    assert store.deployments["team", "jobs-worker"]["spec"]["replicas"] == 7
+    assert woken == []
+
+
 def test_foreign_change_along_with_own_count_enqueues_the_workqueue(store: Store, woken: list[Key]) -> None:
     store.put_deployment(deployment(1))
     woken.clear()
-    store.put_deployment(deployment(3, replicas=3, generation=3), our_count=True)
+    both = deployment(3, replicas=3, generation=3)
+    store.put_count(scale_of(both))
+    store.put_deployment(deployment(2, generation=2))
+    assert woken == [], "the event of the other change is older than the answer"
+    store.put_deployment(both)
     assert woken == [JOBS]
+    assert store.deployments["team", "jobs-worker"]["metadata"]["generation"] == 3
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,11 @@ def deployment_path(namespace: str, name: str) -> str:
     return f"{deployments_path(namespace)}/{_part(name)}"
 
 
+def scale_path(namespace: str, name: str) -> str:
+    """Return the path of the count of a Deployment, its subresource `scale`."""
+    return f"{deployment_path(namespace, name)}/scale"
+
+
 def replicaset_path(namespace: str, name: str) -> str:
     """Return the path of a ReplicaSet."""
     return f"/apis/apps/v1/namespaces/{namespace}/replicasets/{_part(name)}"

@@ -67,10 +67,15 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The last version of an object, and when it arrived."""
+    """The last version of an object, and when it arrived.
+
+    Attributes:
+        is_partial: whether only a part of this version is known.
+    """
 
     version: int
     at: float
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +187,8 @@ class Store:
             self.wake(key)
         return True
 
-    def put_deployment(self, body: Object, *, our_count: bool = False) -> bool:
-        """Store a Deployment from an event, a LIST or the answer to a write.
-
-        Args:
-            our_count: whether this is the answer to the operator's own write of the count, which needs no pass.
-        """
+    def put_deployment(self, body: Object) -> bool:
+        """Store a Deployment from an event, a LIST or the answer to a write."""
         key = key_of(body)
         owners = self._owners(body)
         if not owners:
@@ -198,10 +199,21 @@ class Store:
             return False
         known = self.deployments.get(key)
         now = self.deployments[key] = _lean("deployments", body)
-        if known is None or _read_of(now) != _read_of(_with_count_of(now, known) if our_count else known):
+        if known is None or _read_of(now) != _read_of(known):
             for owner in owners:
                 self.wake(owner)
         return True
+
+    def put_count(self, scale: Object) -> None:
+        """Store the answer to the operator's own write of a count, which needs no pass.
+
+        The write's event has the same version. It shows whether anything else has changed.
+        """
+        key = key_of(scale)
+        known = self.deployments.get(key)
+        if known is not None and self._is_news("deployments", key, scale):
+            self._seen["deployments", key] = _Seen(_version(scale), time.monotonic(), is_partial=True)
+            self.deployments[key] = _with_count_of(scale, known)
 
     def put_pod(self, body: Object, *, our_mark: bool = False) -> bool:
         """Store a pod.
@@ -271,7 +283,7 @@ class Store:
         if version < newest or (gone is not None and version <= gone.version):
             return False
         self._seen[kind, key] = _Seen(version, time.monotonic())
-        return version > newest
+        return version > newest or (seen is not None and seen.is_partial)
 
     def _objects(self, kind: str) -> MutableMapping[Key, Any]:
         objects: MutableMapping[Key, Any] = getattr(self, kind)
@@ -348,10 +360,14 @@ def _read_of(deployment: Object) -> object:
     return deployment_view(deployment), rest
 
 
-def _with_count_of(written: Object, known: Object) -> Object:
+def _with_count_of(scale: Object, known: Object) -> Object:
     """Return a known Deployment as it is after a write of the count and of nothing else."""
-    metadata = {**known["metadata"], "generation": known["metadata"]["generation"] + 1}
-    spec = {**known["spec"], "replicas": written["spec"].get("replicas", 1)}
+    metadata = {
+        **known["metadata"],
+        "generation": known["metadata"]["generation"] + 1,
+        "resourceVersion": scale["metadata"]["resourceVersion"],
+    }
+    spec = {**known["spec"], "replicas": scale["spec"].get("replicas", 0)}
     return {**known, "metadata": metadata, "spec": spec}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final
@@ -218,6 +218,11 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         broker=template.get(ANNOTATION_BROKER, ""),
         proven_hash=template_hash if surge == PROVEN_SURGE else None,
     )
+
+
+def scaled(deployment: DeploymentView, replicas: int) -> DeploymentView:
+    """Return the view of a Deployment after a write of its count."""
+    return replace(deployment, generation=deployment.generation + 1, replicas=replicas, rolled_out=False)
 
 
 def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | None:

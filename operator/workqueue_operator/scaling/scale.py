@@ -15,10 +15,9 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.refusal import why_denied
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, deployment_view, leaving, unsettled
+from workqueue_operator.kube.views import DeploymentView, deployment_view, leaving, scaled, unsettled
 from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
@@ -196,15 +195,15 @@ class Scaler:
         target = highest
         while target > attempt.deployment.replicas:
             try:
-                live = await self._write(attempt, target)
+                written = await self._write(attempt, target)
             except ClusterError as error:
                 if not error.denied:
                     raise
                 why, lowest_refused = _why_refused(error, attempt.deployment, target), target
             else:
-                if live is None:
+                if written is None:
                     return attempt.hold(CONFLICT)
-                attempt.deployment = deployment_view(live)
+                attempt.deployment = written
             target = (attempt.deployment.replicas + lowest_refused) // 2
         if why is not None:
             refusal = self._refused_again(refusal, lowest_refused, why)
@@ -221,7 +220,7 @@ class Scaler:
         try:
             if isinstance(decision, Retire) and attempt.workqueue.spec.worker is not None:
                 return await self._retire(attempt, snapshot, handle)
-            live = await self._write(attempt, decision.replicas)
+            written = await self._write(attempt, decision.replicas)
         except ClusterError as error:
             if not error.denied:
                 raise
@@ -229,15 +228,15 @@ class Scaler:
             refusal = self._refused_again(attempt.state.refused_in, decision.replicas, why)
             attempt.state = replace(attempt.state, refused_in=refusal)
             return attempt.hold(why)
-        if live is None:
+        if written is None:
             return attempt.hold(CONFLICT)
-        attempt.deployment = deployment_view(live)
+        attempt.deployment = written
         return decision
 
-    async def _write(self, attempt: _Attempt, replicas: int) -> Object | None:
+    async def _write(self, attempt: _Attempt, replicas: int) -> DeploymentView | None:
         workqueue, deployment = attempt.workqueue, attempt.deployment
-        live = await self._workload.scale(workqueue, deployment.name, deployment.replicas, replicas)
-        if live is None:
+        scale = await self._workload.scale(workqueue, deployment.name, deployment.replicas, replicas)
+        if scale is None:
             # The store was behind. The next decision must see the write that made the `test` operation fail.
             if (current := await self._workload.read(workqueue, deployment.name)) is not None:
                 self._store.put_deployment(current)
@@ -245,8 +244,8 @@ class Scaler:
         attempt.writes.append(CountWrite(self._clock.monotonic(), deployment.replicas, replicas))
         if replicas < deployment.replicas:
             attempt.state = replace(attempt.state, refused_in=None)
-        self._store.put_deployment(live, our_count=True)
-        return live
+        self._store.put_count(scale)
+        return scaled(deployment, replicas)
 
     async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
         workqueue, deployment, decision = attempt.workqueue, attempt.deployment, attempt.decision
@@ -276,7 +275,7 @@ class Scaler:
         if outcome.deployment is None:
             return self._why_none_left(attempt, outcome)
         attempt.state = replace(attempt.state, unreachable_since=None, leases_begun_at=begun)
-        attempt.deployment = deployment_view(outcome.deployment)
+        attempt.deployment = outcome.deployment
         return decision
 
     def _why_none_left(self, attempt: _Attempt, outcome: RetireOutcome) -> Hold:

@@ -31,7 +31,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object, pod_path, replicaset_path
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import PodView
+from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
 from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
@@ -73,7 +73,7 @@ class RetireOutcome:
     """
 
     removed: int
-    deployment: Object | None
+    deployment: DeploymentView | None
     answers: Mapping[str, Answer]
     obstacle: Unknown | None = None
 
@@ -104,7 +104,7 @@ class RetireSteps:
     """
 
     pods: Callable[[], Sequence[PodView]]
-    lower: Callable[[int], Awaitable[Object | None]]
+    lower: Callable[[int], Awaitable[DeploymentView | None]]
     confirm_empty: Callable[[], Awaitable[bool | None]] | None
 
 
