@@ -326,7 +326,8 @@ def installed(cluster: Cluster) -> Iterator[None]:
     patches.setattr(main, "Endpoint", _NoEndpoint)
     patches.setattr(main.watch, "run", cluster.watch)
     patches.setattr(broker_connection.Broker, "_open", partialmethod(_open, cluster))
-    patches.setattr(broker_connection, "receive_in_large_parts", lambda *_, **__: None)
+    for adjustment in ("receive_in_large_parts", "send_frames_together"):
+        patches.setattr(broker_connection, adjustment, lambda *_, **__: None)
     for module in (workers_client, management):
         patches.setattr(module, "aiohttp", http_of(cluster))
     try:

@@ -33,7 +33,7 @@ from pika.exceptions import (
 from pika.spec import Queue as QueueMethods
 
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
-from workqueue.amqp.frame_limits import BoundedFrames, receive_in_large_parts
+from workqueue.amqp.frame_limits import BoundedFrames, receive_in_large_parts, send_frames_together
 from workqueue.amqp.parameters import connection_parameters
 from workqueue.amqp.tls import UNUSABLE
 from workqueue.contract import topology
@@ -742,6 +742,7 @@ class Broker:
 
     async def _serve(self, connection: AsyncioConnection) -> BaseException:
         receive_in_large_parts(connection, tls=self.binding.tls is not None)
+        send_frames_together(connection, tls=self.binding.tls is not None)
         self._connection = connection
         self.generation += 1
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))

@@ -7,6 +7,7 @@ raises what it cannot read into the event loop, where the connection is no longe
 from __future__ import annotations
 
 import struct
+from collections import deque
 from typing import Any, ClassVar, Final
 
 from pika import exceptions, frame, spec
@@ -23,6 +24,9 @@ LARGEST_BODY: Final = 512 * 1024 * 1024
 RECEIVE_BYTES: Final = 128 * 1024
 """Bytes that are read from a socket at once: the largest frame that RabbitMQ sends by default. With pika's 4 KiB,
 each read would copy the part of the frame that has arrived."""
+
+SEND_BYTES: Final = 8 * 1024
+"""Bytes of frames that are joined at most. Each frame copies those before it."""
 
 _START: Final = struct.Struct(">BHI")
 _CONTENT: Final = struct.Struct(">HHQ")
@@ -138,6 +142,25 @@ def receive_in_large_parts(opened: Any, *, tls: bool) -> None:
     opened._transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001 - pika offers no other way
     if not tls:
         opened._transport._MAX_CONSUME_BYTES = 1  # noqa: SLF001
+
+
+def send_frames_together(opened: Any, *, tls: bool) -> None:
+    """Let an open connection of pika send the frames of one turn of the event loop with one system call.
+
+    pika makes one for each frame. With TLS it stays so: what OpenSSL could not send must be offered again unchanged.
+    """
+    if not tls:
+        waiting = opened._transport._tx_buffers  # noqa: SLF001 - pika offers no other way
+        opened._transport._tx_buffers = _Joined(waiting)  # noqa: SLF001
+
+
+class _Joined(deque[bytes]):
+    """What pika has not sent yet. Small frames are joined."""
+
+    def append(self, data: bytes) -> None:
+        if self and len(self[-1]) + len(data) <= SEND_BYTES:
+            data = self.pop() + data
+        super().append(data)
 
 
 class _WithoutBodies(ContentFrameAssembler):  # type: ignore[misc]
