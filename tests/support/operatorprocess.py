@@ -41,6 +41,8 @@ def start(
     environment = os.environ | {
         "KUBECONFIG": str(credentials),
         "WORKQUEUE_ALLOWED_BROKER_HOSTS": "127.0.0.1,localhost,*",
+        # As in the chart.
+        "MALLOC_MMAP_THRESHOLD_": "200000",
         "PYTHONPATH": os.pathsep.join([str(checkout / "operator"), str(checkout / "worker")]),
         **{f"WORKQUEUE_{name.upper()}": str(value) for name, value in settings.items()},
     }

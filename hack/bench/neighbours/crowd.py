@@ -163,7 +163,7 @@ def _write_counts(lab: Lab, namespace: str, names: Sequence[str]) -> list[float]
         begun = time.monotonic()
 
         def write(name: str) -> float:
-            lab.api.merge(f"{path}/{name}", {"spec": {"replicas": 1}})
+            lab.api.merge(f"{path}/{name}/scale", {"spec": {"replicas": 1}})
             return time.monotonic() - begun
 
         return sorted(threads.map(write, names))

@@ -5,6 +5,7 @@ Everything ends with the context, and nothing reaches another network. The opera
 
 from __future__ import annotations
 
+import compileall
 import itertools
 import json
 import os
@@ -237,6 +238,9 @@ class Lab:
         self._second: Broker | None = None
         self._configuration: Object | None = None
         self._connection: pika.BlockingConnection | None = None
+        # As in the image. Compiling them takes memory and a part of each start.
+        for package in ("operator", "worker"):
+            compileall.compile_dir(checkout / package, quiet=2)
 
     # -- the operator ---------------------------------------------------------------------------------
 
