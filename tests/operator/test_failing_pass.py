@@ -8,7 +8,7 @@ from tests.support.fakecluster import FakeCluster
 from tests.support.passes import api, applied, operator
 from tests.support.rabbitmq import VirtualHost
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.reconcile.queue import NextPass
+from workqueue_operator.reconcile.queue import Lane, NextPass
 
 DEPLOYMENT = "/deployments/jobs-worker"
 UNAVAILABLE = ClusterError(503, "etcdserver: leader changed")
@@ -29,8 +29,8 @@ async def test_failing_passes_back_off_to_one_per_minute(cluster: FakeCluster) -
         dues: list[NextPass] = [await passes.run() for _ in range(14)]
 
         assert all(due.failed for due in dues)
-        assert not dues[0].firm, "after the first failure a change is not kept waiting"
-        assert all(due.firm for due in dues[1:])
+        assert dues[0].holds is None, "after the first failure a change is not kept waiting"
+        assert all(due.holds is Lane.RING for due in dues[1:])
         assert all(due.after is not None and due.after >= 60 for due in dues[10:])
 
         cluster.answer("PATCH", DEPLOYMENT, applied)

@@ -13,7 +13,7 @@ from tests.support.passes import KEY, api, applied, operator
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.reconcile.reconciler import LOOK_AGAIN
+from workqueue_operator.reconcile.reconciler import REPORT_AFTER_WAKE
 from workqueue_operator.reconcile.reporter import Reporter
 
 
@@ -58,7 +58,7 @@ async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(
 
         assert deployment.body["spec"]["replicas"] == 1
         assert reported == []
-        assert due.after == LOOK_AGAIN
+        assert due.after == REPORT_AFTER_WAKE
         assert handle.poller.watch(KEY, "jobs").active, "further messages are noticed"
 
         await passes.reconciler.reconcile(KEY)

@@ -156,9 +156,9 @@ async def test_external_change_skips_the_pause(site: Site) -> None:
     assert len(site.begun) == 2, "the pause is over"
 
 
-async def test_external_change_waits_for_a_firm_pause(site: Site) -> None:
+async def test_external_change_waits_for_a_pause_that_holds_every_lane_back(site: Site) -> None:
     await site.add(KEY)
-    await site.end(KEY, due=NextPass(after=5, failed=True, firm=True))
+    await site.end(KEY, due=NextPass(after=5, failed=True, holds=Lane.RING))
 
     await site.add(KEY)
     assert len(site.begun) == 1
@@ -167,6 +167,31 @@ async def test_external_change_waits_for_a_firm_pause(site: Site) -> None:
     await site.end(KEY)
     await site.add(KEY)
     assert len(site.begun) == 3
+
+
+@pytest.mark.parametrize("during", [True, False], ids=["during the pass", "after the pass"])
+async def test_events_wait_for_a_pause_that_holds_them_back(site: Site, during: bool) -> None:
+    await site.add(KEY)
+    if during:
+        await site.add(KEY)
+    await site.end(KEY, due=NextPass(after=5, holds=Lane.EVENT))
+    await site.add(KEY)
+    assert len(site.begun) == 1
+
+    await site.clock.advance(5)
+    assert len(site.begun) == 2
+
+
+@pytest.mark.parametrize("lane", [Lane.RING, Lane.DEPTH])
+async def test_ring_or_depth_ends_a_pause_that_holds_events_back(site: Site, lane: Lane) -> None:
+    await site.add(KEY)
+    await site.end(KEY, due=NextPass(after=5, holds=Lane.EVENT))
+
+    await site.add(KEY, lane=lane)
+    assert len(site.begun) == 2
+    await site.end(KEY)
+    await site.add(KEY)
+    assert len(site.begun) == 3, "nothing is held back after that pass"
 
 
 # -- lanes

@@ -75,7 +75,7 @@ def test_pass_without_a_broker_does_not_count_as_a_failure_at_the_api_server() -
 
     due = reconciler._failed(("team", "jobs"))
 
-    assert not due.firm
+    assert due.holds is None
     assert due.after is not None
     assert due.after < 1
 

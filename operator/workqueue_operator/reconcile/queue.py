@@ -69,12 +69,16 @@ class NextPass:
         after: seconds until then; None: only when something changes.
         failed: the pass failed. A key that was added during it waits for the pause too. Otherwise a pass that changes
             something and then fails would restart itself immediately, without end.
-        firm: a key that is added later also waits for the pause, so that events cannot run a failing pass more often.
+        holds: a key that is added later also waits for the pause, if its lane is this one or less urgent.
     """
 
     after: float | None = None
     failed: bool = False
-    firm: bool = False
+    holds: Lane | None = None
+
+    def holds_back(self, lane: Lane) -> bool:
+        """Whether a key that is added in this lane waits for the pause."""
+        return self.holds is not None and lane >= self.holds
 
 
 class _Places:
@@ -152,7 +156,7 @@ class ReconcileQueue:
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: dict[Key, Lane] = {}
         self._timers: dict[Key, Timer] = {}
-        self._firm: set[Key] = set()
+        self._pauses: dict[Key, NextPass] = {}
         self._rings: dict[Key, float] = {}
         self._next_turn: asyncio.Handle | None = None
         self._starts = 0
@@ -176,11 +180,12 @@ class ReconcileQueue:
         await self._caught_up.wait()
 
     def add(self, key: Key, lane: Lane = Lane.EVENT) -> None:
-        """Run a pass soon; another one if a pass is running; after the pause if that is firm.
+        """Run a pass soon; another one if a pass is running; after the pause if that holds the lane back.
 
         A key that waits already moves to the more urgent lane.
         """
-        if not self._open or key in self._firm:
+        pause = self._pauses.get(key)
+        if not self._open or (pause is not None and pause.holds_back(lane)):
             return
         if key in self._running:
             self._again[key] = min(lane, self._again.get(key, lane))
@@ -287,12 +292,11 @@ class ReconcileQueue:
             del self._running[key]
             self.release_place(key)
             again = self._again.pop(key, None)
-            if again is not None and not due.failed:
+            if again is not None and not due.failed and not due.holds_back(again):
                 self.add(key, again)
             elif due.after is not None and self._open:
                 self._timers[key] = self._clock.call_later(due.after, lambda: self._on_timer(key))
-                if due.firm:
-                    self._firm.add(key)
+                self._pauses[key] = due
             self._note_if_caught_up()
 
     def _note_if_caught_up(self) -> None:
@@ -300,11 +304,11 @@ class ReconcileQueue:
             self._caught_up.set()
 
     def _on_timer(self, key: Key) -> None:
-        del self._timers[key]
-        self._firm.discard(key)
+        del self._timers[key], self._pauses[key]
         self.add(key, Lane.TIMER)
 
     def _cancel_timer(self, key: Key) -> None:
         timer = self._timers.pop(key, None)
         if timer is not None:
+            del self._pauses[key]
             timer.cancel()

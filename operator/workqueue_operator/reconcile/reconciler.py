@@ -71,6 +71,10 @@ LOOK_AGAIN: Final = 1.0
 """Seconds until the next pass while an answer of the workers can change the count. Only they know when they are
 idle."""
 
+REPORT_AFTER_WAKE: Final = 0.5
+"""Seconds from the count that a ring raised until the pass that reports it. When hundreds of queues wake together,
+these passes would take the processor from the last counts."""
+
 SHORTEST_LOOK: Final = 0.05
 """Seconds until the next pass, at least, when the scale-in window is about to end."""
 
@@ -170,7 +174,7 @@ class Reconciler:
         metrics, begun = self._parts.metrics, self._clock.monotonic()
         about = {"namespace": key[0], "workqueue": key[1]}
         try:
-            return NextPass(await self._pass(key))
+            return await self._pass(key)
         except LeadershipLostError as error:
             self._parts.on_fatal(error)
             return NextPass()
@@ -196,39 +200,39 @@ class Reconciler:
             return NextPass(max(at_least, UNKNOWN_AGAIN), failed=True)
         state.failures += 1
         pause = max(at_least, delay(state.failures, *BACKOFF))
-        return NextPass(pause, failed=True, firm=state.failures > 1)
+        return NextPass(pause, failed=True, holds=Lane.RING if state.failures > 1 else None)
 
     # -- the pass ------------------------------------------------------------------------------------
 
-    async def _pass(self, key: Key) -> float | None:
-        """Returns the seconds until the next pass, None when only a change needs one."""
+    async def _pass(self, key: Key) -> NextPass:
         parts = self._parts
         body = parts.store.workqueue(key)
         other = await parts.ownership.elsewhere(key[0])
         if body is None or other is not None:
             await self._forget_key(key)
         if body is None:
-            return None
+            return NextPass()
         if other != self._served_elsewhere.get(key[0]):
             self._report_who_serves(key[0], other)
         if other is not None:
-            return None
+            return NextPass()
         state = self._pass_state(key, body["metadata"]["uid"])
         try:
             workqueue = WorkQueue.model_validate(body)
         except ValidationError as error:
             self._report_unreadable(body, error)
-            return None
+            return NextPass()
         if workqueue.deleting:
             parts.recurring.forget(workqueue.metadata.uid)
             again = await parts.finalizer.finalize(workqueue)
             state.failures = 0
-            return again
+            return NextPass(again)
         await parts.finalizer.ensure(workqueue)
         outcome, due = await self._gather_and_scale(workqueue, state)
         state.failures = 0
         if outcome is None:
-            return due
+            # The Deployment changes now. Its events would start the pass that reports while other queues still wake.
+            return NextPass(due, holds=Lane.EVENT)
         reported = (workqueue.metadata.resource_version, outcome)
         # Of a WorkQueue at rest, most passes have nothing new to report.
         if reported != state.reported:
@@ -238,7 +242,7 @@ class Reconciler:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
         binds = BIND_AGAIN if outcome.queue.reason in _TRIES_AGAIN else None
-        return min((wait for wait in (due, again, binds) if wait is not None), default=None)
+        return NextPass(min((wait for wait in (due, again, binds) if wait is not None), default=None))
 
     def _report(self, workqueue: WorkQueue, outcome: status.Outcome) -> None:
         findings, moment = status.conditions(workqueue, outcome), timestamp(self._clock.now())
@@ -550,8 +554,7 @@ class Reconciler:
         snapshot = replace(snapshot, deployment=scaled.deployment, pods=parts.targets.pods(workqueue))
         doorbell = await wake.adjust_doorbell(snapshot, decision, handle)
         if ring_at is not None and scaled.writes and isinstance(decision, ScaleOut):
-            # The Deployment changes now, and that starts the pass that reports. Other queues may be waking, too.
-            return None, LOOK_AGAIN
+            return None, REPORT_AFTER_WAKE
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)
         parts.protector.update(workqueue.metadata.namespace, snapshot.pods, snapshot.readings.statuses)
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
