@@ -73,7 +73,7 @@ class Site:
         self.cluster.answer("PATCH", "/pods/", self.mark)
         self.cluster.answer("GET", "/replicasets/jobs-1", lambda _: self.replicaset)
         self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.deployment)
-        self.cluster.answer("PATCH", "/deployments/jobs-worker", self.scale)
+        self.cluster.answer("PATCH", "/deployments/jobs-worker/scale", self.scale)
         self.restart()
         for name in ("a", "b", "c"):
             self.create(name)

@@ -41,7 +41,7 @@ class Api:
         self.message = POLICY
         self.tried: list[int] = []
         self.cluster = FakeCluster()
-        self.cluster.answer("PATCH", "/deployments/jobs-worker", self.patch)
+        self.cluster.answer("PATCH", "/deployments/jobs-worker/scale", self.patch)
         self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.body)
         store = Store(lambda _: None)
         workload = WorkloadApplier(self.cluster, self.cluster, Defaults(), lambda _: None, SystemClock())
