@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from workqueue_kubectl.dependent import dependent
+
 PAUSE_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 5.0
 LINES_KEPT: Final = 3
@@ -49,20 +51,17 @@ class Following:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            # A separate session: an interrupt at the terminal must not end the command before the demo ends it.
-            self._process = subprocess.Popen(
+            # An interrupt at the terminal must not end the command before the demo ends it.
+            with dependent(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                start_new_session=True,
-            )
-            if (
-                self._ended.is_set()
-            ):  # set while the process started: `__exit__` may not have seen the process
-                self._process.terminate()
-            with self._process as process:
+            ) as process:
+                self._process = process
+                if self._ended.is_set():  # `__exit__` may not have seen the process
+                    process.terminate()
                 assert process.stdout is not None
                 for line in process.stdout:
                     self.last_lines = [*self.last_lines, line.strip()][-LINES_KEPT:]

@@ -10,16 +10,16 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
+from workqueue_kubectl.dependent import dependent, end
 from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 
 Object = dict[str, Any]
 
-STOP_SECONDS: Final = 5.0
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _RELAY: Final = """
@@ -100,14 +100,14 @@ class Kubectl:
             KubectlError: the target has no running pod, or forwarding is forbidden.
         """
         command = ["port-forward", f"--namespace={namespace}", "--address=127.0.0.1", target, f":{port}"]
-        with subprocess.Popen(  # noqa: S603 - kubectl, without a shell
+        # Ctrl-C must not reach kubectl: messages in flight need the connection.
+        with dependent(
             [*self._command, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # Ctrl-C must not reach kubectl: messages in flight need the connection
         ) as process:
             assert process.stdout is not None  # noqa: S101 - a pipe
             # Read all further output, so that the pipe never fills.
@@ -117,7 +117,7 @@ class Kubectl:
                 draining.start()
                 yield local
             finally:
-                _end(process)
+                end(process)
                 if draining.ident is not None:
                     draining.join()
 
@@ -125,7 +125,7 @@ class Kubectl:
     def relayed(self, namespace: str, pod: str, host: str, port: int) -> Iterator[int]:
         """Yield a local port that forwards to `host`:`port` through a pod that has Python."""
         listening = socket.create_server(("127.0.0.1", 0))
-        processes: list[subprocess.Popen[bytes]] = []
+        relays = ExitStack()
 
         def serve() -> None:
             # Closing the listening socket ends this loop.
@@ -133,33 +133,22 @@ class Kubectl:
                 while True:
                     connection, _ = listening.accept()
                     with closing(connection):
-                        processes.append(
-                            subprocess.Popen(  # noqa: S603 - as above
-                                [
-                                    *(
-                                        *self._command,
-                                        "exec",
-                                        "--stdin",
-                                        "--quiet",
-                                        f"--namespace={namespace}",
-                                    ),
-                                    *(pod, "--", "python3", "-c", _RELAY, host, str(port)),
-                                ],
-                                stdin=connection.fileno(),
-                                stdout=connection.fileno(),
-                                start_new_session=True,
-                            )
+                        command = ["exec", "--stdin", "--quiet", f"--namespace={namespace}", pod, "--"]
+                        relay = dependent(
+                            [*self._command, *command, "python3", "-c", _RELAY, host, str(port)],
+                            stdin=connection.fileno(),
+                            stdout=connection.fileno(),
                         )
+                        relays.enter_context(relay)
 
         threading.Thread(target=serve, name="relay", daemon=True).start()
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            with suppress(OSError):
-                listening.shutdown(socket.SHUT_RDWR)
-            listening.close()
-            for process in processes:
-                _end(process)
+        with relays:
+            try:
+                yield listening.getsockname()[1]
+            finally:
+                with suppress(OSError):
+                    listening.shutdown(socket.SHUT_RDWR)
+                listening.close()
 
     def _run(self, *arguments: str) -> str:
         try:
@@ -208,12 +197,3 @@ def _failure(output: str) -> KubectlError:
     sentence = lines[-1] if lines else "kubectl failed without a message."
     kind: Callable[[str], KubectlError] = NotFoundError if "(NotFound)" in sentence else KubectlError
     return kind(sentence)
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from workqueue_kubectl import cli, cluster, completion, kubectl
+from tests.support.wait import eventually
+from workqueue_kubectl import cli, cluster, completion, dependent, kubectl
 from workqueue_kubectl.cluster import Cluster
 from workqueue_kubectl.commands import top
 from workqueue_kubectl.errors import KubectlError, PluginError
@@ -212,3 +214,55 @@ def test_answer_of_another_program_is_no_status(
     fake(tmp_path, monkeypatch, "exit 1")
     monkeypatch.setattr(Kubectl, "get", lambda *_, **__: answer)
     assert Cluster(Kubectl()).worker_statuses("shop", ["p"]) == ({"p": answer} if is_one else {})
+
+
+FORWARDING = """\
+import os, signal, sys
+from workqueue_kubectl.kubectl import Kubectl
+open_path = {
+    "port-forward": lambda: Kubectl().forwarded("shop", "service/rabbitmq", 5672),
+    "exec": lambda: Kubectl().relayed("shop", "worker", "rabbitmq", 5672),
+}
+with open_path[sys.argv[1]]() as port:
+    if sys.argv[1] == "exec":
+        import socket
+        connection = socket.create_connection(("127.0.0.1", port))
+        assert connection.recv(1)
+    os.kill(os.getpid(), int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("port-forward", "Forwarding from 127.0.0.1:40123 -> 5672"), ("exec", "x")],
+    ids=["port-forward", "relay"],
+)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP], ids=["killed", "terminated", "closed-terminal"]
+)
+def test_path_to_rabbitmq_ends_with_the_plugin(
+    command: str, said: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = tmp_path / "ended"
+    fake(
+        tmp_path, monkeypatch, f"trap 'touch {ended}; exit' TERM\necho '{said}'\nwhile :; do sleep 0.05; done"
+    )
+
+    done = subprocess.run([sys.executable, "-c", FORWARDING, command, str(number.value)], check=False)
+
+    assert done.returncode == -number
+    eventually(ended.exists)
+
+
+def test_path_to_rabbitmq_that_ignores_the_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dependent, "STOP_SECONDS", 0.2)
+    fake(
+        tmp_path,
+        monkeypatch,
+        "trap '' TERM\necho 'Forwarding from 127.0.0.1:1 -> 2'\nwhile :; do sleep 0.05; done",
+    )
+
+    with Kubectl().forwarded("shop", "service/rabbitmq", 5672):
+        pass
