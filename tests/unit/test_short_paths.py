@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from pika import frame, spec
+from pika.channel import ContentFrameAssembler
 
 from workqueue.amqp.frame_limits import BoundedFrames
 from workqueue.amqp.short_paths import MOST_PIECES, SMALL_BYTES, ShortPaths
@@ -21,6 +22,7 @@ class Channel:
     def __init__(self) -> None:
         self._cancelled: set[str] = set()
         self._consumers = {"tag": self.delivered}
+        self._content_assembler = ContentFrameAssembler()
         self.frames: list[Any] = []
         self.deliveries: list[Any] = []
 
@@ -160,6 +162,15 @@ def test_anything_else_takes_the_path_of_pika(data: bytes) -> None:
             map(repr, plain._channels[number].frames)
         )
     assert short.reasons == plain.reasons
+
+
+def test_delivery_within_another_message_takes_the_path_of_pika() -> None:
+    short = Reader(7)
+    short._channels[7]._content_assembler._seen_so_far = 1
+
+    short.receive(encoded())
+
+    assert len(short._channels[7].frames) == 3
 
 
 def test_delivery_for_a_cancelled_consumer_takes_the_path_of_pika() -> None:

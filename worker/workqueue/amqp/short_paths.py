@@ -108,7 +108,8 @@ class ShortPaths(BoundedFrames):
         consumer_tag = received[_CONSUMER_TAG + 1 : tag_end].decode()
         channel: Any = self._channels[number]
         callback = channel._consumers[consumer_tag]  # noqa: SLF001 - as pika's own path
-        if consumer_tag in channel._cancelled:  # noqa: SLF001
+        # Part of another message before it is an error of the broker, which pika finds.
+        if consumer_tag in channel._cancelled or channel._content_assembler._seen_so_far:  # noqa: SLF001
             return None
         delivery_tag, flags = _TAG.unpack_from(received, tag_end)
         exchange, routing_key = _route(received[tag_end + _TAG.size : header - 1])
