@@ -77,6 +77,7 @@ def chart_crd() -> str:
     """Return the CRD as a template. Values decide whether the chart installs it, and about its annotations."""
     head, metadata, rest = crd.text().partition(f"  name: {crd.crd()['metadata']['name']}\n")
     return (
+        '{{- include "workqueue-operator.defaults" . -}}\n'
         "{{- if .Values.crds.enabled }}\n"
         f"{head}{metadata}"
         "  labels:\n"
@@ -94,6 +95,11 @@ def chart_crd() -> str:
 def chart_values() -> tuple[values.Value, ...]:
     """Return the values of the chart."""
     return values.read((CHART / "values.yaml").read_text())
+
+
+def values_defaults() -> str:
+    """Return the defaults that the chart's templates read, since they cannot read values.yaml."""
+    return json.dumps(values.defaults(chart_values()), indent=2) + "\n"
 
 
 def values_schema() -> str:
@@ -153,6 +159,7 @@ FILES: Final = (
     Generated(CHART / "files" / "dashboard.json", dashboard.text),
     Generated(CHART / "Chart.yaml", chart_yaml),
     Generated(CHART / "values.schema.json", values_schema),
+    Generated(CHART / "files" / "defaults.json", values_defaults),
     Generated(CHART / "README.md", chart_readme),
     Generated(CHART / "templates" / "crd.yaml", chart_crd),
     Generated(ROOT / "manifests" / "install.yaml", install),

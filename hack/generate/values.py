@@ -1,6 +1,6 @@
 """Read a chart's values.yaml: each value with the comment above it.
 
-`hack.generate` makes the chart's values.schema.json and the table in its README from them.
+`hack.generate` makes the chart's values.schema.json, files/defaults.json and the table in its README from them.
 
 A value is a leaf (a scalar, a list, an empty map, or a map whose `@schema` names a type) or a group of values. The
 comment lines above a key are its description. A line `@schema {...}` extends its JSON schema.
@@ -79,6 +79,19 @@ def schema(values: tuple[Value, ...]) -> dict[str, Any]:
     top = _object(values)
     top["properties"]["global"]["additionalProperties"] = True
     return {"$schema": "http://json-schema.org/draft-07/schema#", **top}
+
+
+def defaults(values: tuple[Value, ...]) -> dict[str, Any]:
+    """Return all defaults, and those of groups and scalars only. A list or a free map may be null, which is empty."""
+    return {"all": {value.path[-1]: value.default for value in values}, "never null": _never_null(values)}
+
+
+def _never_null(values: tuple[Value, ...]) -> dict[str, Any]:
+    return {
+        value.path[-1]: _never_null(value.group) if value.group else value.default
+        for value in values
+        if value.group or isinstance(value.default, (bool, int, float, str))
+    }
 
 
 def table(values: tuple[Value, ...]) -> str:

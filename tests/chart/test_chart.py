@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -13,6 +14,7 @@ import yaml
 from syrupy.assertion import SnapshotAssertion
 
 from hack.generate.files import CHART, chart_values
+from hack.generate.values import Value
 from tests.support import helm, podsecurity
 from tests.support.helm import HelmError, of_kind, only, template
 from workqueue_operator.api import crd
@@ -219,6 +221,42 @@ def test_key_without_a_value_is_an_empty_list_or_map() -> None:
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
 
     assert template(without(defaults, enabled), tests=True) == template(enabled, tests=True)
+
+
+def test_section_or_scalar_without_a_value_is_the_default() -> None:
+    """As `page:` in a file whose other lines are comments."""
+    values = chart_values()
+    enabled = {"page": {"enabled": True}, "metrics": {"prometheusRule": {"enabled": True}}}
+
+    def without_scalars(group: tuple[Value, ...], given: Object) -> Object:
+        return {
+            value.path[-1]: without_scalars(value.group, given.get(value.path[-1], {}))
+            if value.group
+            else given.get(value.path[-1])
+            for value in group
+            if value.group or not isinstance(value.default, (list, dict))
+        }
+
+    sections = {value.path[-1]: None for value in values if value.group}
+    inner = {
+        top.path[-1]: {value.path[-1]: None for value in top.group if value.group}
+        for top in values
+        if top.group
+    }
+
+    assert template(sections, tests=True) == template({}, tests=True)
+    assert template(inner, tests=True) == template({}, tests=True)
+    assert template(without_scalars(values, enabled), tests=True) == template(enabled, tests=True)
+
+
+@pytest.mark.parametrize(
+    "template_file", sorted((CHART / "templates").rglob("*.*")), ids=lambda path: path.name
+)
+def test_template_begins_with_the_defaults(template_file: Path) -> None:
+    """Otherwise a section that is null fails in it, depending on the order in which helm renders templates."""
+    head = '{{- include "workqueue-operator.defaults" . -}}\n'
+
+    assert template_file.suffix == ".tpl" or template_file.read_text().startswith(head)
 
 
 def test_cluster_wide_operator_has_only_rights_it_uses() -> None:

@@ -1,3 +1,23 @@
+{{/* Sets each value that is null, or that an upgrade with --reuse-values does not have, to its default. Each template
+begins with it. YAML makes null of a section whose lines are comments. A list or a free map that is null is empty. */}}
+{{- define "workqueue-operator.defaults" -}}
+{{- $defaults := .Files.Get "files/defaults.json" | fromJson }}
+{{- include "workqueue-operator.fill" (list .Values (index $defaults "never null") $defaults.all) }}
+{{- end }}
+
+{{- define "workqueue-operator.fill" -}}
+{{- $values := index . 0 }}
+{{- $all := index . 2 }}
+{{- range $key, $default := index . 1 }}
+{{- $value := index $values $key }}
+{{- if kindIs "invalid" $value }}
+{{- $_ := set $values $key (index $all $key) }}
+{{- else if kindIs "map" $default }}
+{{- include "workqueue-operator.fill" (list $value $default (index $all $key)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The name of everything in this release. */}}
 {{- define "workqueue-operator.fullname" -}}
 {{- $full := .Values.fullnameOverride }}
