@@ -248,13 +248,9 @@ class ReconcileQueue:
 
     def _admit(self) -> None:
         """Begin a few rings now, and the other passes a few per turn of the event loop."""
-        while (
-            self._open
-            and self._rings_begun < STARTS_PER_TURN
-            and (key := self._lanes[Lane.RING].pop()) is not None
-        ):
-            self._rings_begun += 1
-            self._begin(key, self._lanes[Lane.RING].places)
+        while self._open and self._rings_begun < STARTS_PER_TURN:
+            if not self._begin(Lane.RING):
+                break
         if self._waiting and self._next_turn is None:
             self._next_turn = asyncio.get_running_loop().call_soon(self._on_turn)
 
@@ -270,19 +266,20 @@ class ReconcileQueue:
         self._starts += 1
         turn, rest = divmod(self._starts, LOWEST_FIRST_EVERY)
         lanes = list(Lane) if rest else [_LESS_URGENT[turn % len(_LESS_URGENT)], *reversed(Lane)]
-        for lane in lanes:
-            if (key := self._lanes[lane].pop()) is not None:
-                self._rings_begun += lane is Lane.RING
-                self._begin(key, self._lanes[lane].places)
-                return True
-        return False
+        return any(map(self._begin, lanes))
 
-    def _begin(self, key: Key, places: _Places) -> None:
+    def _begin(self, lane: Lane) -> bool:
+        """Begin the next pass of a lane. Returns whether there was one with a place."""
+        places = self._lanes[lane].places
+        if (key := self._lanes[lane].pop()) is None:
+            return False
+        self._rings_begun += lane is Lane.RING
         del self._waiting[key]
         places.take(key[0])
         self._placed[key] = places, self._clock.call_later(PLACE_SECONDS, lambda: self.release_place(key))
         task = asyncio.create_task(self._run(key), name=f"pass {key[0]}/{key[1]}")
         self._running[key] = (task, self._clock.monotonic())
+        return True
 
     async def _run(self, key: Key) -> None:
         due = NextPass()
