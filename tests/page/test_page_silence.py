@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -55,6 +55,17 @@ async def show(page: Any, state: str) -> None:
     )
 
 
+@asynccontextmanager
+async def hidden(site: Site) -> AsyncIterator[Any]:
+    """A page with one WorkQueue, which another tab hides, and whose network has stopped answering."""
+    site.put(workqueue("thumbs", messages=26))
+    async with looking(await site.browser()) as seen:
+        await opened(site, seen.page)
+        await show(seen.page, "hidden")
+        await seen.page.route("**/events", lambda _: None)
+        yield seen.page
+
+
 async def test_silent_connection_is_lost_and_opened_again(site: Site) -> None:
     """As after a sleep, behind a proxy that has forgotten the connection, or while the API server answers nothing."""
     site.put(workqueue("thumbs", messages=26))
@@ -95,12 +106,7 @@ async def test_page_recovers_after_a_proxy_has_answered_for_its_server(site: Sit
 
 
 async def test_page_that_was_hidden_for_long_marks_its_numbers_until_they_are_new(site: Site) -> None:
-    site.put(workqueue("thumbs", messages=26))
-    async with looking(await site.browser()) as seen:
-        page = seen.page
-        await opened(site, page)
-        await show(page, "hidden")
-        await page.route("**/events", lambda _: None)  # as a network without an answer
+    async with hidden(site) as page:
         await page.clock.fast_forward(7_200_000)
         await show(page, "visible")
 
@@ -126,12 +132,7 @@ async def test_page_marks_its_numbers_when_the_computer_wakes_up(site: Site) -> 
 
 
 async def test_numbers_from_before_a_page_was_hidden_are_live_for_40_s_in_all(site: Site) -> None:
-    site.put(workqueue("thumbs", messages=26))
-    async with looking(await site.browser()) as seen:
-        page = seen.page
-        await opened(site, page)
-        await show(page, "hidden")
-        await page.route("**/events", lambda _: None)  # as a network without an answer
+    async with hidden(site) as page:
         await page.clock.run_for(25_000)
         await show(page, "visible")
         await expect(page.locator("#state")).to_have_text("live")
