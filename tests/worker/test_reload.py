@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish
+from workqueue.cli import reload
 
 HANDLER = """
 import json, os, time
@@ -97,6 +100,45 @@ def test_signal_ends_both_processes(
 
     assert worker.wait() == 0
     assert worker.count_log("Shut down.") == 1
+
+
+class Busy:
+    """The process of a worker whose handler goes on. Meanwhile its supervisor gets SIGTERM twice."""
+
+    def __init__(self, _command: object) -> None:
+        self.seen: list[str] = []
+
+    def terminate(self) -> None:
+        self.seen.append("terminated")
+
+    def wait(self) -> int:
+        for _ in range(2):
+            self.seen.append("SIGTERM")
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """The test may set signal handlers."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_first_sigterm_during_a_restart_leaves_handlers_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second signal that a worker gets cancels its handlers, and the third one kills it."""
+    monkeypatch.setattr(subprocess, "Popen", Busy)
+    worker = reload._Worker()
+    worker.restart([])
+    busy: Any = worker.process
+
+    worker.restart(["shop.py"])
+
+    assert busy.seen == ["terminated", "SIGTERM", "SIGTERM", "terminated"]
+    assert worker.process is busy, "no other worker begins"
 
 
 def test_worker_ends_when_its_supervisor_is_killed(

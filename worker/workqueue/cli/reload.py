@@ -59,6 +59,7 @@ class _Worker:
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
+        self._is_ending = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
@@ -66,8 +67,10 @@ class _Worker:
         """Stop the process, if there is one, and start another."""
         if self.process is not None:
             _say(f"{', '.join(changed)} changed. The worker finishes its messages and starts again.")
+            self._is_ending = True
             self.process.terminate()
             self.process.wait()
+            self._is_ending = False
         if not self.stopping.is_set():
             command = [sys.executable, "-m", __name__, str(os.getpid()), *sys.argv[1:], "--no-reload"]
             self.process = subprocess.Popen(command)  # noqa: S603 - the command that the user gave
@@ -79,8 +82,10 @@ class _Worker:
         return 0 if self.process is None else self.process.wait()
 
     def _stop(self, number: int, _frame: object) -> None:
+        # A second SIGTERM would end the time that handlers have.
+        has_begun = self._is_ending and not self.stopping.is_set()
         self.stopping.set()
-        if number == signal.SIGTERM and self.process is not None:
+        if number == signal.SIGTERM and self.process is not None and not has_begun:
             self.process.terminate()
 
 
