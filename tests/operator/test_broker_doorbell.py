@@ -477,3 +477,42 @@ async def test_sampling_large_dead_letters_does_not_grow_memory(every_vhost: Vir
         assert (found.sampled, found.total) == (1, 1)
         assert grown < GROWTH
         await until(lambda: ready(broker, "jobs.dead", 1))
+
+
+async def test_few_channels_are_enough_for_polls_questions_and_doorbells(vhost: VirtualHost) -> None:
+    """RabbitMQ's channel_max is often set to a few dozen."""
+    names = [f"jobs-{number}" for number in range(20)]
+    with vhost.broker.channel_max(8):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            await declared_plainly(broker, names, QueueType.CLASSIC)
+
+            polls, questions = (asyncio.gather(*map(ask, names)) for ask in (broker.poll, broker.counts))
+            doorbells = await asyncio.gather(*map(broker.install_doorbell, names))
+
+            assert all(counts.ready == 0 for counts in (*await polls, *await questions))
+            assert all(doorbells)
+
+
+async def test_doorbell_without_a_channel_is_silent_until_the_next_attempt(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each doorbell of a queue that is declared elsewhere has a channel of its own."""
+    monkeypatch.setattr(doorbell, "RETRY_SECONDS", (0.1, 0.1))
+    names = [f"jobs-{number}" for number in range(12)]
+    with vhost.broker.channel_max(8):
+        async with probe(vhost.url) as broker:
+            await broker.ready()
+            await declared_plainly(broker, names, QueueType.CLASSIC)
+
+            found = [await broker.install_doorbell(name, ours=False) for name in names]
+
+            assert found == sorted(found, reverse=True), "the first ones have theirs"
+            assert found[0]
+            assert not found[-1]
+            assert broker.doorbell_is_silent(names[-1])
+            for name in names[:-1]:
+                broker.remove_doorbell(name)
+            await until(lambda: (names[-1], None) in broker.told.falls)
+            await until(lambda: broker.install_doorbell(names[-1], ours=False))
+            assert not broker.doorbell_is_silent(names[-1])

@@ -294,7 +294,8 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             "The operator cannot consume from the idle queue, so it polls the queue twice per second.",
             "The operator cannot consume from the queue, so it polls the idle queue. If RabbitMQ refused, give its "
             "user read permission on the queue, or set `scaling.wake: Poll` to poll on purpose. If RabbitMQ does not "
-            "answer, check the members of the quorum queue (`rabbitmq-queues quorum_status`).",
+            "answer, check the members of the quorum queue (`rabbitmq-queues quorum_status`) and RabbitMQ's "
+            "`channel_max`.",
         ),
         Reason.WITHIN_BOUNDS: Explanation(
             "Decision only: `ScalingActive` has the reason `AsExpected`",

@@ -46,6 +46,10 @@ SILENT_CALLS: Final = 3
 SHARE_OF_CHANNELS: Final = 8
 """Calls of one kind that exceed PLACE_SECONDS may keep one in this many of the connection's channels."""
 
+SHARE_KEPT_OPEN: Final = 10
+"""Each kind of call keeps at most one in this many open, and at least one. With the slow calls, the four kinds leave
+a tenth to the doorbells. RabbitMQ's channel_max is 2047 by default, but often much lower."""
+
 Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
 
 
@@ -191,7 +195,8 @@ class Calls:
     Args:
         connection: an open connection.
         seconds: for one answer.
-        channels: how many are kept open, and how many calls run before others wait.
+        channels: how many are kept open, and how many calls run before others wait; fewer if the connection may
+            have only a few.
         on_answer: called with the name of a queue that has answered too late, and may be asked again.
 
     Attributes:
@@ -207,9 +212,9 @@ class Calls:
     ) -> None:
         self._connection = connection
         self._seconds = seconds
-        self._most_idle = channels
+        self._most_idle = max(1, min(channels, int(connection.params.channel_max) // SHARE_KEPT_OPEN))
         self._on_answer = on_answer
-        self._places = asyncio.Semaphore(channels)
+        self._places = asyncio.Semaphore(self._most_idle)
         self._idle: list[CallChannel] = []
         self._slow = 0
         self.waiting = 0

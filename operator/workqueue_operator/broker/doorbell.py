@@ -38,7 +38,7 @@ from typing import Any, Final
 from pika import spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
 from workqueue.amqp.frame_limits import UnreadProperties
 from workqueue_operator.broker.channel import CALL_TIMEOUT, Calls, ChannelLostError, ChannelRefusedError
@@ -264,7 +264,7 @@ class Doorbells:
             self._retry_later(queue)
         else:
             if self._doorbells.get(queue) is doorbell and not found:
-                self._consume(doorbell, self._consumer_channel(alone=False))
+                self._consume(doorbell, alone=False)
             elif self._drop(doorbell) or (found and doorbell.state is not _State.CANCELLING):
                 # A late answer with a message is a ring, too: many large messages take longer than the watchdog.
                 # After `remove` nobody waits for a ring.
@@ -323,12 +323,23 @@ class Doorbells:
     def _install(self, queue: str, *, ours: bool = True) -> _Doorbell:
         doorbell = self._doorbells[queue] = _Doorbell(queue)
         if queue in self._vanished or not ours:
-            self._consume(doorbell, self._consumer_channel(alone=True))
+            self._consume(doorbell, alone=True)
         else:
             self._start(self._prove_and_consume(doorbell))
         return doorbell
 
-    def _consume(self, doorbell: _Doorbell, consumer_channel: _ConsumerChannel) -> None:
+    def _consume(self, doorbell: _Doorbell, *, alone: bool) -> None:
+        try:
+            consumer_channel = self._consumer_channel(alone=alone)
+        except NoFreeChannels:
+            # As after a queue that does not answer, the operator polls the queue until the next attempt.
+            logger.warning(
+                "The connection has no free channel for a doorbell.", extra={"queue": doorbell.queue}
+            )
+            self._drop(doorbell)
+            self._silences[doorbell.queue] = _Silence(pause=RETRY_SECONDS[1])
+            self._retry_later(doorbell.queue)
+            return
         doorbell.consumer_channel = consumer_channel
         consumer_channel.doorbells.add(doorbell)
         consumer_channel.calls.append(doorbell)

@@ -68,8 +68,8 @@ def _silent(queue: str) -> Unknown:
     return Unknown(
         Reason.DOORBELL_UNAVAILABLE,
         f"RabbitMQ does not answer the operator's consumer on queue {queue!r}, as when most members of a quorum "
-        "queue are down. The operator polls the queue until it answers. Look at its members "
-        "(rabbitmq-queues quorum_status).",
+        "queue are down, or has no channel left for it. The operator polls the queue until it answers. Look at its "
+        "members (rabbitmq-queues quorum_status), and at RabbitMQ's setting channel_max.",
     )
 
 
