@@ -48,7 +48,7 @@ class Pika:
             if not value:
                 return
             self._frame_buffer = self._frame_buffer[size:]
-            if not self._process_callbacks(value):  # type: ignore[attr-defined]
+            if not self._process_callbacks(value) and not isinstance(value, frame.Heartbeat):  # type: ignore[attr-defined]
                 self._deliver_frame_to_channel(value)  # type: ignore[attr-defined]
 
     def _terminate_stream(self, error: Exception) -> None:
