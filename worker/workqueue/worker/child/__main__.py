@@ -37,8 +37,8 @@ def main() -> NoReturn:
         OSError
     ):  # when memory is short, the kernel should choose this process, not the worker
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    connection = Connection(settings.socket)
-    cancellations = Cancellations(settings.pipe)
+    connection = Connection(settings.socket, settings.answers)
+    cancellations = Cancellations(settings.cancellations)
     output.install(settings.log_format, settings.log_level)
     metrics.install(settings.metrics_name)
     try:

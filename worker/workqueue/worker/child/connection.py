@@ -1,8 +1,9 @@
-"""A process's connections to its worker: a socket for frames, and a pipe for cancellations."""
+"""A process's connections to its worker: a socket for messages, and pipes for its answers and for cancellations."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -14,54 +15,76 @@ from typing import Final
 from workqueue.worker.ending import CLOSING_SECONDS, HOOKS_SECONDS
 from workqueue.worker.executors.frames import HEAD, KINDS, TOKEN, Kind
 
-SMALL_BYTES: Final = 2**16
-"""Fields and body of at most this size are read together."""
+FIRST_BYTES: Final = 2**12
+"""A frame of at most this size is usually read with one call."""
 
 ORPHAN_SECONDS: Final = CLOSING_SECONDS + HOOKS_SECONDS + 2.0
 """How long a process may go on after its worker is gone."""
 
 
 class Connection:
-    """The socket to the worker. Both directions block, since the worker never does."""
+    """Messages from the worker, and answers to it. Both directions block, since the worker never does.
 
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=descriptor)
+    Args:
+        messages: file descriptor of the socket.
+        answers: file descriptor of the pipe.
+
+    Attributes:
+        received: what was read of the frames after the last one.
+    """
+
+    def __init__(self, messages: int, answers: int) -> None:
+        self.received = b""
+        self._socket = socket.socket(fileno=messages)
         self._socket.set_inheritable(False)
+        os.set_inheritable(answers, False)
+        self._answers = answers
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
-        """Return its file descriptor."""
+        """Return the file descriptor for messages."""
         return self._socket.fileno()
 
     def receive(self) -> tuple[Kind, int, bytes, bytes] | None:
         """Return kind, token, fields and body of the next frame, or None at the end."""
-        head = self._read(HEAD.size)
-        if len(head) < HEAD.size:
-            return None
-        kind, token, size, body = HEAD.unpack(head)
-        if size + body <= SMALL_BYTES:
-            both = self._read(size + body)
-            return KINDS[kind], token, both[:size], both[size:]
-        return KINDS[kind], token, self._read(size), self._read(body)
+        data = self.received or self._socket.recv(FIRST_BYTES)
+        if len(data) < HEAD.size:
+            data = self._complete(data, HEAD.size)
+            if len(data) < HEAD.size:
+                return None
+        kind, token, size, body_size = HEAD.unpack_from(data)
+        body = HEAD.size + size
+        end = body + body_size
+        self.received = data[end:]
+        if len(data) >= end:
+            return KINDS[kind], token, data[HEAD.size : body], data[body:end]
+        fields = self._complete(data[HEAD.size : body], size)
+        return KINDS[kind], token, fields, self._complete(data[body:], body_size)
 
     def send(self, frame: bytes) -> None:
         """Send a frame."""
         with self._lock:
-            self._socket.sendall(frame)
+            sent = os.write(self._answers, frame)
+            while sent < len(frame):
+                sent += os.write(self._answers, frame[sent:])
 
-    def _read(self, size: int) -> bytes:
-        """Read `size` bytes into one object, without a copy, unless a signal interrupts the call."""
-        if not size:
-            return b""
-        data = self._socket.recv(size, socket.MSG_WAITALL)
-        if len(data) == size or not data:
-            return data
-        pieces = [data]
-        while (left := size - sum(map(len, pieces))) and (
-            data := self._socket.recv(left, socket.MSG_WAITALL)
-        ):
-            pieces.append(data)
-        return b"".join(pieces)
+    def _complete(self, begin: bytes, size: int) -> bytes:
+        """Return `size` bytes that begin with these, or fewer at the end.
+
+        BytesIO gives away the object that it has written, so a large body is not copied.
+        """
+        have = len(begin)
+        if have == size:
+            return begin
+        whole = io.BytesIO(bytes(size))
+        with whole.getbuffer() as view:
+            view[:have] = begin
+            while have < size and (
+                count := self._socket.recv_into(view[have:], size - have, socket.MSG_WAITALL)
+            ):
+                have += count
+        whole.truncate(have)
+        return whole.getvalue()
 
 
 class Cancellations:

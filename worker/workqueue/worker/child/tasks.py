@@ -96,6 +96,11 @@ class AsyncHandlers:
             logger.warning("The asyncio loop %s; it goes on.", how)
 
     def _read(self) -> None:
+        self._read_one()
+        while self._connection.received and not self._is_over:  # asyncio knows only of what was not read
+            self._read_one()
+
+    def _read_one(self) -> None:
         frame = self._connection.receive()
         if frame is None:
             self._is_over = True

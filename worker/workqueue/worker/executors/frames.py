@@ -56,6 +56,8 @@ class Kind(IntEnum):
 KINDS: Final = {kind.value: kind for kind in Kind}
 """By number. To look one up is faster than to call the class."""
 
+_ANSWERS: Final = {kind: KINDS[kind] for kind in range(Kind.LOADED, Kind.PONG + 1)}
+
 
 class Frame(NamedTuple):
     """A frame without a body."""
@@ -73,7 +75,7 @@ class Settings(NamedTuple):
         retry: the fields of the `RetryPolicy`.
         service: the name of the service in traces.
         metrics_name: names the files of its metrics. No two processes that run at the same time share it.
-        socket, pipe: file descriptors.
+        socket, answers, cancellations: file descriptors.
     """
 
     handler: str
@@ -83,7 +85,8 @@ class Settings(NamedTuple):
     log_format: str | None
     log_level: str
     socket: int
-    pipe: int
+    answers: int
+    cancellations: int
 
     def to_argument(self) -> str:
         """Return them as a command line argument."""
@@ -115,12 +118,12 @@ def unpack(buffer: bytearray) -> list[Frame]:
     start = 0
     while len(buffer) - start >= HEAD.size:
         kind, token, size, body = HEAD.unpack_from(buffer, start)
-        if body or size > LONGEST_ANSWER or not Kind.LOADED <= kind <= Kind.PONG:
+        if body or size > LONGEST_ANSWER or kind not in _ANSWERS:
             raise ProtocolError(f"no frame: kind {kind}, {size} and {body} bytes")
         end = start + HEAD.size + size
         if len(buffer) < end:
             break
-        found.append(Frame(KINDS[kind], token, bytes(buffer[start + HEAD.size : end])))
+        found.append(Frame(_ANSWERS[kind], token, bytes(buffer[start + HEAD.size : end])))
         start = end
     del buffer[:start]
     return found

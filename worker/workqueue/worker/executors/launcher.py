@@ -1,7 +1,11 @@
 """Start the processes that run a Python handler.
 
-A process gets a socket for frames, and a pipe for the tokens of cancelled messages. The end of that pipe shows that
-the worker is gone.
+A process gets a socket for messages, a pipe for its answers, and a pipe for the tokens of cancelled messages. The end
+of the last one shows that the worker is gone.
+
+Answers have a pipe of their own. When the worker reads from a socket, Linux wakes a process that waits in `recv` at
+its other end, since there is room for more. So each outcome would wake the process for nothing, at the cost of two
+context switches.
 """
 
 from __future__ import annotations
@@ -41,28 +45,33 @@ class Child:
 
     Attributes:
         supervised: the process itself.
-        socket: for frames; not blocking.
+        socket: for messages; not blocking.
+        answers: a pipe, or -1 when it is closed; not blocking.
     """
 
-    def __init__(self, process: SupervisedProcess, connection: socket.socket, pipe: int) -> None:
+    def __init__(
+        self, process: SupervisedProcess, connection: socket.socket, answers: int, cancellations: int
+    ) -> None:
         self.supervised = process
         self.socket = connection
-        self._pipe = pipe
+        self.answers = answers
+        self._cancellations = cancellations
         self._lock = threading.Lock()
 
     def send_cancel(self, token: bytes) -> None:
         """Tell the process that a message is cancelled."""
         with self._lock:
-            if self._pipe >= 0:
+            if self._cancellations >= 0:
                 with contextlib.suppress(OSError):  # it has ended or does not read; the deadline ends it
-                    os.write(self._pipe, token)
+                    os.write(self._cancellations, token)
 
     def close(self) -> None:
         """Close the connections. A process without a message then ends."""
         with self._lock:
-            if self._pipe >= 0:
-                os.close(self._pipe)
-                self._pipe = -1
+            if self._cancellations >= 0:
+                os.close(self._cancellations)
+                os.close(self.answers)
+                self._cancellations = self.answers = -1
         self.socket.close()
 
 
@@ -102,12 +111,16 @@ class Launcher:
         if self._first is not None and self._first[0] == metrics_name:
             (_, child), self._first = self._first, None
             return child
-        ours, theirs = socket.socketpair()
-        pipe = (-1, -1)
-        try:
-            pipe = os.pipe()
-            os.set_blocking(pipe[1], False)
-            ours.setblocking(False)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            connection, their_socket = socket.socketpair()
+            ours.enter_context(connection)
+            theirs.enter_context(their_socket)
+            answers, their_answers = _pipe(ours, theirs)
+            their_cancellations, cancellations = _pipe(theirs, ours)
+            connection.setblocking(False)
+            os.set_blocking(answers, False)
+            os.set_blocking(cancellations, False)
+            passed = (their_socket.fileno(), their_answers, their_cancellations)
             settings = Settings(
                 self.name,
                 self.config.retry._asdict(),
@@ -115,29 +128,20 @@ class Launcher:
                 metrics_name,
                 self.config.log_format,
                 self.config.log_level,
-                theirs.fileno(),
-                pipe[0],
+                *passed,
             )
             process = SupervisedProcess(
                 [*_PYTHON, MODULE, settings.to_argument()],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), pipe[0]),
+                pass_fds=passed,
                 env={
                     **os.environ,
                     **self.config.connection_environment(),
                     METRICS_FOLDER: self.metrics_folder,
                 },
             )
-        except BaseException:
-            ours.close()
-            if pipe[1] >= 0:
-                os.close(pipe[1])
-            raise
-        finally:
-            theirs.close()
-            if pipe[0] >= 0:
-                os.close(pipe[0])
-        return Child(process, ours, pipe[1])
+            ours.pop_all()  # they stay open
+        return Child(process, connection, answers, cancellations)
 
     def clear_metrics(self, metrics_name: str) -> None:
         """Remove the gauges of a process that has ended, as prometheus_client does for a process id."""
@@ -148,3 +152,11 @@ class Launcher:
         """Remove the folder for metrics."""
         if self._made_folder is not None:
             shutil.rmtree(self._made_folder, ignore_errors=True)
+
+
+def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
+    """Return the ends of a new pipe. The two stacks close them."""
+    ends = os.pipe()
+    reading.callback(os.close, ends[0])
+    writing.callback(os.close, ends[1])
+    return ends

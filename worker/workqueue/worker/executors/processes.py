@@ -52,6 +52,9 @@ PIECE_BYTES: Final = 2**18
 TURN_BYTES: Final = 2**20
 """How much of a body is sent before the I/O loop continues."""
 
+ANSWER_BYTES: Final = 2**14
+"""How much is read of a process's answers before the I/O loop continues."""
+
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 logger = logging.getLogger(__name__)
@@ -95,44 +98,41 @@ class _HandlerProcess:
         self._incoming = bytearray()
         self._outgoing: list[tuple[int, memoryview]] = []
 
-    @property
-    def descriptor(self) -> int:
-        return self.child.socket.fileno()
-
     def send(self, delivery: Delivery, loop: Loop) -> None:
-        """Send a message. What the socket does not take now is sent by `flush`."""
+        """Send a message. What the socket does not take now is sent later."""
         token = next(self._tokens) & 0xFFFF_FFFF
         self.running[token] = delivery
         delivery.task = token
         head = frames.pack_message(token, delivery.message, delivery.properties)
-        if not self._send((memoryview(head), memoryview(delivery.body)), loop, token):
+        if not self._send((head, delivery.body), loop, token):
             self.unstarted.add(token)
 
     def ping(self, loop: Loop) -> None:
         """Ask whether the asyncio loop turns."""
         self.is_blocked = True
-        self._send((memoryview(frames.HEAD.pack(Kind.PING, 0, 0, 0)),), loop)
+        self._send((frames.HEAD.pack(Kind.PING, 0, 0, 0),), loop)
 
-    def _send(self, pieces: Sequence[memoryview], loop: Loop, token: int = 0) -> bool:
+    def _send(self, pieces: Sequence[bytes], loop: Loop, token: int = 0) -> bool:
         """Send all, or as much as the socket takes; return whether it took anything."""
-        if self._outgoing:
-            self._outgoing += [(token, piece) for piece in pieces]
-            return False
-        try:
-            sent = taken = self.child.socket.sendmsg(pieces)
-        except BlockingIOError:
-            sent = taken = 0
-        except OSError:  # it has ended, which its watcher reports
-            return False
+        taken = 0
+        if not self._outgoing:
+            try:
+                taken = self.child.socket.sendmsg(pieces)
+            except BlockingIOError:
+                pass
+            except OSError:  # it has ended, which its watcher reports
+                return False
+            if taken == sum(map(len, pieces)):
+                return True
+            loop.add_handler(self.child.socket.fileno(), lambda _fd, _events: self._flush(loop), loop.WRITE)
+        left = taken
         for piece in pieces:
-            if sent < len(piece):
-                self._outgoing.append((token, piece[sent:]))
-            sent = max(0, sent - len(piece))
-        if self._outgoing:
-            loop.update_handler(self.descriptor, loop.READ | loop.WRITE)
+            if left < len(piece):
+                self._outgoing.append((token, memoryview(piece)[left:]))
+            left = max(0, left - len(piece))
         return taken > 0
 
-    def flush(self, loop: Loop) -> None:
+    def _flush(self, loop: Loop) -> None:
         """Send more of the rest, at most `TURN_BYTES`."""
         total = 0
         while self._outgoing and total < TURN_BYTES:
@@ -143,8 +143,7 @@ class _HandlerProcess:
                 return
             except OSError:
                 self._outgoing.clear()
-                loop.update_handler(self.descriptor, loop.READ)
-                return
+                break
             total += sent
             self.unstarted.discard(token)
             if sent == len(piece):
@@ -152,7 +151,15 @@ class _HandlerProcess:
             else:
                 self._outgoing[0] = token, piece[sent:]
         if not self._outgoing:
-            loop.update_handler(self.descriptor, loop.READ)
+            loop.remove_handler(self.child.socket.fileno())
+
+    def forget(self, loop: Loop) -> None:
+        """Send and read no more."""
+        if self._outgoing:
+            self._outgoing.clear()
+            loop.remove_handler(self.child.socket.fileno())
+        with contextlib.suppress(KeyError):
+            loop.remove_handler(self.child.answers)
 
     def receive(self) -> list[frames.Frame] | None:
         """Return the frames that have arrived, or None when the other side is closed.
@@ -161,7 +168,7 @@ class _HandlerProcess:
             ProtocolError: the process does not speak the protocol.
         """
         try:
-            data = self.child.socket.recv(2**16)
+            data = os.read(self.child.answers, ANSWER_BYTES)
         except BlockingIOError:
             return []
         except OSError:
@@ -304,7 +311,7 @@ class ProcessExecutor:
             return
         seat.successor = process
         self._loop.add_handler(
-            process.descriptor, lambda _fd, events: self._ready(process, events), self._loop.READ
+            process.child.answers, lambda _fd, _events: self._ready(process), self._loop.READ
         )
         process.loading_timer = self._loop.call_later(
             self._config.startup_timeout_seconds, lambda: self._give_up_loading(process)
@@ -389,12 +396,10 @@ class ProcessExecutor:
 
     # What a process sends ---------------------------------------------------------------------------------
 
-    def _ready(self, process: _HandlerProcess, events: int) -> None:
-        if events & self._loop.WRITE:
-            process.flush(self._loop)
-        if events & self._loop.READ and self._read(process) is None and not process.has_ended:
+    def _ready(self, process: _HandlerProcess) -> None:
+        if self._read(process) is None and not process.has_ended:
             # It has ended, or the handler has closed its descriptors, so that it could never answer.
-            self._forget(process)
+            process.forget(self._loop)
             self._withdraw(process)
             process.child.supervised.terminate()
 
@@ -453,15 +458,10 @@ class ProcessExecutor:
     def _leave_if_idle(self, process: _HandlerProcess) -> None:
         """End a process that gets no more messages, when its last handler has returned."""
         if not process.running and not process.is_leaving and not process.has_ended:
-            self._forget(process)
+            process.forget(self._loop)
             process.is_leaving = True
             process.child.close()
             self._loop.call_later(EXIT_SECONDS, process.child.supervised.terminate)
-
-    def _forget(self, process: _HandlerProcess) -> None:
-        """Read its socket no longer."""
-        with contextlib.suppress(KeyError):
-            self._loop.remove_handler(process.descriptor)
 
     def _check_stuck(self, process: _HandlerProcess, token: int) -> None:
         """Ask whether the process still turns its asyncio loop, and look at the cancelled handler again later."""
@@ -498,7 +498,7 @@ class ProcessExecutor:
         self._cancel_loading_timer(process)
         self._processes.discard(process)
         if not process.is_leaving:
-            self._forget(process)
+            process.forget(self._loop)
             process.child.close()
         self._launcher.clear_metrics(process.metrics_name)
         seat, running = process.seat, list(process.running.items())
