@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from workqueue.message import Message, Reject, Retry
-
 if TYPE_CHECKING:
     from workqueue.amqp.errors import (
         BrokerError,
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     )
     from workqueue.contract.errors import UndecodableError
     from workqueue.hooks import lifespan, middleware, on_failure
+    from workqueue.message import Message, Reject, Retry
     from workqueue.publisher import AsyncPublisher, Publisher, PublishManyError
 
 __all__ = [
@@ -55,13 +54,14 @@ _MODULES = {
         "workqueue.amqp.errors",
     ),
     **dict.fromkeys(("lifespan", "middleware", "on_failure"), "workqueue.hooks"),
+    **dict.fromkeys(("Message", "Reject", "Retry"), "workqueue.message"),
     "UndecodableError": "workqueue.contract.errors",
     **dict.fromkeys(("AsyncPublisher", "PublishManyError", "Publisher"), "workqueue.publisher"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the rest at its first use: most handlers need none of it, and start sooner."""
+    """Import each at its first use. Most handlers need few of them, and a worker starts sooner."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
