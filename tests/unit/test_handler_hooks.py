@@ -28,8 +28,8 @@ import workqueue
 from workqueue import Message, Reject, UndecodableError
 from workqueue.testing import Ack, DeadLetter, Outcome, Retry, Runner, run, run_async
 from workqueue.worker.errors import HandlerLoadError
+from workqueue.worker.handlers import inspection
 from workqueue.worker.handlers import lifespan as lifespans
-from workqueue.worker.handlers import python
 
 if TYPE_CHECKING:
     from tests.support.typed import Unknown  # type: ignore[attr-defined]
@@ -50,7 +50,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
         made = ModuleType("module_of_a_user")
         for name, value in members.items():
             setattr(made, name, value)
-        monkeypatch.setattr(python._innermost(members["handle"]), "__module__", made.__name__)
+        monkeypatch.setattr(inspection.innermost(members["handle"]), "__module__", made.__name__)
         monkeypatch.setitem(sys.modules, made.__name__, made)
         return made
 

@@ -6,25 +6,27 @@ acknowledged without being handled.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import inspect
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from workqueue import hooks as user_hooks
 from workqueue.hooks import Hooks, name_of
+from workqueue.message import Message
 from workqueue.worker.errors import HandlerLoadError, summary
-from workqueue.worker.handlers import calls, signature
+from workqueue.worker.handlers import calls
 from workqueue.worker.handlers.calls import ReplyPublisher
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import RetryPolicy
 
 DEFAULT_RETRY: Final = RetryPolicy()
+
+_NOT_PLAIN: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
+"""Flags of code: `*args`, `**keywords`, generator, coroutine, awaitable generator, async generator."""
 
 MIDDLEWARE: Final = "middleware"
 FAILURE_HOOK: Final = "failure hook"
@@ -65,34 +67,45 @@ def assemble(
     Raises:
         HandlerLoadError: it cannot be called as a handler.
     """
-    if inspect.isclass(found):
+    if isinstance(found, type):
         raise HandlerLoadError(f"The handler {name} is a class. Use a function or an instance of the class.")
     if not callable(found):
         raise HandlerLoadError(f"The handler {name} cannot be called; it is a {type(found).__name__}.")
-    is_async = _is_async(name, found)
-    hooks = user_hooks.find([*modules, *_module_of(found, modules)])
+    is_async, innermost, function = False, found, found
+    if not _is_plain(found):
+        from workqueue.worker.handlers import inspection
+
+        is_async, innermost = inspection.is_async(name, found), inspection.innermost(found)
+    hooks = user_hooks.find([*modules, *_module_of(innermost, modules)])
     _check_hooks(name, hooks, is_async=is_async)
     lifespan = None
     if hooks.lifespans:
         from workqueue.worker.handlers.lifespan import Lifespan
 
         lifespan = Lifespan(name, hooks.lifespans[0])
-    function = signature.adapt(name, found, _innermost(found))
+    if not _is_plain(found):
+        from workqueue.worker.handlers import signature
+
+        function = signature.adapt(name, found, innermost)
     call = calls.build(function, hooks, retry, lifespan, replies, is_async=is_async)
     return Handler(name, call, is_async, lifespan)
 
 
-def _is_async(name: str, found: Any) -> bool:
-    for layer in _layers(found):
-        if inspect.iscoroutinefunction(layer):
-            return True
-        if inspect.isgeneratorfunction(layer) or inspect.isasyncgenfunction(layer):
-            raise HandlerLoadError(
-                f"The handler {name} is a generator function, so calling it runs nothing. Remove `yield`."
-            )
-        if _runs_coroutines(layer):
-            break
-    return False
+def _is_plain(found: Any) -> bool:
+    """Whether it is a function that takes the message and nothing else, as most handlers.
+
+    All others are read with `inspect`, whose import takes 4 ms.
+    """
+    if type(found) is not FunctionType or vars(found):  # a decorator leaves `__wrapped__` or marks
+        return False
+    code: CodeType = found.__code__
+    if code.co_flags & _NOT_PLAIN or code.co_argcount != 1 or code.co_kwonlyargcount:
+        return False
+    try:
+        takes = found.__annotations__.get(code.co_varnames[0], Message)
+    except NameError:  # Python 3.14 evaluates the type now, and it is imported for type checkers only
+        return False
+    return (found.__globals__.get(takes) if isinstance(takes, str) else takes) is Message
 
 
 def _check_hooks(name: str, hooks: Hooks, *, is_async: bool) -> None:
@@ -102,11 +115,15 @@ def _check_hooks(name: str, hooks: Hooks, *, is_async: bool) -> None:
             f"The handler {name} has more than one lifespan: {names}. Use one, with contextlib.ExitStack if"
             " necessary."
         )
+    if not hooks.middleware and not hooks.on_failure:
+        return
+    from workqueue.worker.handlers import inspection
+
     for kind, functions in ((MIDDLEWARE, hooks.middleware), (FAILURE_HOOK, hooks.on_failure)):
         for function in functions:
             hook = name_of(function)
-            _require_parameters(kind, hook, function)
-            hook_is_async = any(inspect.iscoroutinefunction(layer) for layer in _layers(function))
+            inspection.require_parameters(kind, hook, function, _PARAMETERS[kind])
+            hook_is_async = inspection.has_coroutine_function(function)
             if hook_is_async and not is_async:
                 raise HandlerLoadError(
                     f"The {kind} {hook} is async and the handler {name} is not. Make both async, or neither."
@@ -117,19 +134,9 @@ def _check_hooks(name: str, hooks: Hooks, *, is_async: bool) -> None:
                 )
 
 
-def _require_parameters(kind: str, hook: str, function: Any) -> None:
-    parameters = _PARAMETERS[kind]
-    try:
-        inspect.signature(function).bind(*parameters)
-    except TypeError as error:
-        raise HandlerLoadError(f"The {kind} {hook} must take ({', '.join(parameters)}): {error}.") from error
-    except ValueError:  # some built-in functions have no signature
-        return
-
-
-def _module_of(found: Any, known: Sequence[ModuleType]) -> list[ModuleType]:
+def _module_of(innermost: Any, known: Sequence[ModuleType]) -> list[ModuleType]:
     """Return the module that defines the handler, unless it is known: the named one may only import the function."""
-    module = sys.modules.get(getattr(_innermost(found), "__module__", None) or "")
+    module = sys.modules.get(getattr(innermost, "__module__", None) or "")
     return [] if module is None or module in known else [module]
 
 
@@ -151,42 +158,3 @@ def _find(name: str) -> Any:
         ) from error
     except Exception as error:
         raise HandlerLoadError(f"The handler {name} cannot be loaded: {summary(error)}.") from error
-
-
-def _layers(function: Any) -> Iterator[Any]:
-    """Yield a callable and the callables inside it, outermost first.
-
-    Unwraps functools.partial, methods, callable objects and functools.wraps.
-    """
-    waiting, seen = [function], set()
-    while waiting:
-        layer = waiting.pop()
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        yield layer
-        if hasattr(layer, "__wrapped__"):
-            waiting.append(layer.__wrapped__)
-        if isinstance(layer, (functools.partial, functools.partialmethod)):
-            waiting.append(layer.func)
-        elif inspect.ismethod(layer):
-            waiting.append(layer.__func__)
-        elif not inspect.isroutine(layer):
-            waiting.append(type(layer).__call__)
-
-
-def _innermost(function: Any) -> Any:
-    """Return the user's own function inside partials, methods, callable objects and decorators."""
-    functions = [layer for layer in _layers(function) if inspect.isfunction(layer)]
-    return functions[-1] if functions else function
-
-
-def _runs_coroutines(layer: Any) -> bool:
-    """Return whether a wrapper seems to run the coroutine of what it wraps, judged by the names in its code.
-
-    A wrong guess never acknowledges: `_call` refuses a coroutine, and `asyncio.run` raises in a task.
-    """
-    code = getattr(layer, "__code__", None)
-    return code is not None and (
-        "run_until_complete" in code.co_names or {"asyncio", "run"} <= set(code.co_names)
-    )
