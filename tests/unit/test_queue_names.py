@@ -32,9 +32,12 @@ class FakeConnection:
     generation = 1
     is_open = True
 
+    def __init__(self) -> None:
+        self.made: list[tuple[FakeChannel, Callable[[Any], None]]] = []
+
     def channel(self, on_open: Callable[[Any], None]) -> Any:
-        self.on_open, self.made = on_open, FakeChannel()
-        return self.made
+        self.made.append((FakeChannel(), on_open))
+        return self.made[-1][0]
 
     def call_later(self, _seconds: float, _function: Callable[[], None]) -> None: ...
 
@@ -67,9 +70,11 @@ def test_queue_on_which_a_worker_hears_cancels() -> None:
     connection = FakeConnection()
     Cancels(LONGEST, connection).attach(lambda: None)
 
-    connection.on_open(connection.made)
+    for channel, on_open in connection.made:
+        on_open(channel)
 
-    assert fits(connection.made.declared)
+    [declared] = [channel.declared for channel, _ in connection.made if channel.declared]
+    assert fits(declared)
 
 
 async def test_queue_by_which_two_connections_are_compared() -> None:

@@ -59,7 +59,10 @@ class Cancels:
         self._on_ready: Callable[[], None] | None = None
         self._attempts = 0
         self._live: Any = None
+        self._hears = False
+        """Whether this worker has heard of new cancels since `attach`, so that it may read the earlier ones."""
         self._history: Any = None
+        self._history_is_open = False
         self._end: int | None = None
         """The offset up to which the stream must be read."""
         self._has_ended = False
@@ -77,8 +80,10 @@ class Cancels:
         self._attempts += 1
         attempt = self._attempts
         self._on_ready = on_ready
+        self._hears = False
         self._connection.call_later(WAIT_SECONDS, lambda: self._stop_waiting(attempt))
         self._listen()
+        self._read()  # now, so that both channels open at the same time
 
     def detach(self) -> None:
         """Drop the channels, when the connection is lost. The known cancels stay."""
@@ -107,7 +112,16 @@ class Cancels:
         channel.queue_declare(own, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
         channel.exchange_declare(exchange.name, exchange.type.value.lower(), durable=True)
         channel.queue_bind(own, exchange.name, "")
-        channel.basic_consume(own, self._came, auto_ack=True, callback=lambda _: self._read())
+        channel.basic_consume(own, self._came, auto_ack=True, callback=lambda _: self._bound())
+
+    def _bound(self) -> None:
+        if self._history is None:
+            self._hears = True
+            self._read()
+        elif not self._hears:
+            self._hears = True
+            if self._history_is_open:
+                self._consume(self._history)
 
     def _came(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
         cancel = Cancel.decode(body)
@@ -123,14 +137,20 @@ class Cancels:
 
     def _read(self) -> None:
         if self._history is None:
-            self._history = self._open(self._consume, self._history_closed)
+            self._history_is_open = False
+            self._history = self._open(self._history_opened, self._history_closed)
+
+    def _history_opened(self, channel: Any) -> None:
+        if channel is not self._history:
+            return
+        self._history_is_open = True
+        channel.basic_qos(prefetch_count=PREFETCH)
+        if self._hears:
+            self._consume(channel)
 
     def _consume(self, channel: Any) -> None:
         """Consume from the first record. A second consumer tells the last one."""
-        if channel is not self._history:
-            return
         self._end, self._has_ended = None, False
-        channel.basic_qos(prefetch_count=PREFETCH)
         for place, came in (("last", self._last_came), ("first", self._record_came)):
             channel.basic_consume(self._name, came, arguments={_OFFSET: place})
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from workqueue.amqp.connection import Connection
-from workqueue.amqp.declaration import Declaration
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.worker.cancels import Cancels
@@ -26,6 +25,9 @@ SETTLING_SECONDS: Final = 300
 """Time that the consumer timeout leaves after the handler's time, to publish a copy and settle."""
 
 CONSUMER_TIMEOUT: Final = "x-consumer-timeout"
+
+CANCELS_CHANNELS: Final = 2
+"""While the worker learns of cancelled messages. Later it is one."""
 
 DECLARE_TIMEOUT_SECONDS: Final = 30.0
 DECLARE_AGAIN_SECONDS: Final = 2.0
@@ -71,6 +73,7 @@ class Consumer:
         self._config = config
         self._retired = False
         self._declared = not config.declare
+        self._is_learning = False
         self._is_classic = False
         self._problem: str | None = None
         self._has_consumed = False
@@ -152,7 +155,7 @@ class Consumer:
             self._adjust_slots()
 
     def _adjust_slots(self) -> None:
-        takes = not (self.draining or self._retired or self.handler_problem or self.full)
+        takes = not (self.draining or self._retired or self.handler_problem or self.full or self._is_learning)
         for slot in self.slots:
             if takes:
                 slot.resume()
@@ -237,6 +240,10 @@ class Consumer:
             slot.detach()
 
     def _declare(self) -> None:
+        from workqueue.amqp.declaration import (
+            Declaration,  # takes 1 ms; the operator declares for its workers
+        )
+
         declaration = Declaration(topology.plan(self._config.queue_settings), DECLARE_TIMEOUT_SECONDS)
 
         def finished(_done: object) -> None:
@@ -260,8 +267,19 @@ class Consumer:
         """Take messages as soon as it is known which ones are cancelled."""
         if self.cancels is None:
             self._attach()
-        else:
-            self.cancels.attach(self._attach)
+            return
+        self._is_learning = True
+        self._adjust_slots()
+        self.cancels.attach(self._learned)
+        # The channels of the slots open at the same time, as far as there is surely one for each.
+        free = self.connection.channel_max - len(self.limits) - CANCELS_CHANNELS
+        for slot in self.slots[: max(0, free)]:
+            slot.attach()
+
+    def _learned(self) -> None:
+        self._is_learning = False
+        self._adjust_slots()
+        self._attach()
 
     def _attach(self) -> None:
         version = self.connection.version
