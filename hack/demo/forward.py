@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +43,7 @@ def forwarded(
             is_open.set()
 
     def here() -> Binding:
-        return replace(binding, addresses=((HOST, ports[-1]),))
+        return binding._replace(addresses=((HOST, ports[-1]),))
 
     command = [*kubectl, "port-forward", f"--address={HOST}", target, f":{binding.addresses[0][1]}"]
     with Following(command, on_line) as following:

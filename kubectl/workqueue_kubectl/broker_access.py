@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from workqueue.amqp.errors import UnreachableError
@@ -166,8 +166,8 @@ def _forwarded(kubectl: Kubectl, inside: InClusterTarget, port: int) -> Iterator
 
 def _at(binding: Binding, host: str, port: int) -> Callable[[], Binding]:
     """Return the binding for a local port. The certificate must still match the name of the host."""
-    tls = binding.tls and replace(binding.tls, server_name=host)
-    local = replace(binding, addresses=(("127.0.0.1", port),), tls=tls)
+    tls = binding.tls and binding.tls._replace(server_name=host)
+    local = binding._replace(addresses=(("127.0.0.1", port),), tls=tls)
     return lambda: local
 
 

@@ -8,7 +8,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +167,7 @@ async def test_password_and_virtual_host_may_have_special_characters(every_rabbi
 
 
 def tls_binding(server: Server, authority: str, **changes: str) -> Binding:
-    return replace(from_url(server.url_of("/", tls=True)), tls=TLS(authority=authority, **changes))
+    return from_url(server.url_of("/", tls=True))._replace(tls=TLS(authority=authority, **changes))
 
 
 async def test_broker_connects_over_tls_with_private_ca(every_rabbitmq: Server) -> None:
@@ -186,7 +185,7 @@ async def test_broker_authenticates_with_client_certificate(every_rabbitmq: Serv
         certificate=certificates.client_certificate.read_text(),
         private_key=certificates.client_key.read_text(),
     )
-    async with probe(replace(binding, username="", password="")) as broker:
+    async with probe(binding._replace(username="", password="")) as broker:
         await broker.ready()
 
 
@@ -405,7 +404,7 @@ async def test_secret_cannot_point_at_operator_itself(rabbitmq: Server) -> None:
         ("localhost", Destinations(), "'localhost' resolves to "),
         ("localhost", Destinations(("*.svc",)), "allowedBrokerHosts does not list 'localhost'"),
     ):
-        binding = replace(from_url(rabbitmq.url), addresses=((host, rabbitmq.port),))
+        binding = from_url(rabbitmq.url)._replace(addresses=((host, rabbitmq.port),))
         broker = Broker(binding, nothing, nothing, nothing, rule)
         try:
             with pytest.raises(ReconcileError, match=sentence) as caught:
@@ -422,7 +421,7 @@ async def test_allowed_address_is_used_beside_a_refused_one(rabbitmq: Server) ->
         pass
 
     addresses = (("other", rabbitmq.port), ("127.0.0.1", rabbitmq.port))
-    binding = replace(from_url(rabbitmq.url), addresses=addresses)
+    binding = from_url(rabbitmq.url)._replace(addresses=addresses)
     broker = Broker(binding, nothing, nothing, nothing, Destinations(("127.0.0.1",)))
     try:
         await broker.ready()

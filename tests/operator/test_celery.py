@@ -7,7 +7,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ async def test_celery_queue_is_used_unchanged_and_its_tasks_count_until_done(
     vhost.broker.add_user("celery", "c3l3ry", vhost.name, configure=configure, write=write, read=read)
     vhost.broker.evaluate('rabbit_auth_backend_internal:set_tags(<<"celery">>, [management], <<"test">>)')
     url = vhost.broker.url_of(vhost.name, "celery", "c3l3ry")
-    binding = replace(from_url(url), management_uri=vhost.broker.management_url)
+    binding = from_url(url)._replace(management_uri=vhost.broker.management_url)
     management, release = Management(), folder / "release"
     try:
         with celery(folder, vhost.url) as worker:

@@ -1,4 +1,4 @@
-"""The imports of the operator and the page. Most of the Kubernetes client would only take memory and time."""
+"""The imports of operator, page and worker. What none of them needs would only take memory and time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import pytest
 UNUSED = {"kubernetes.client", "kubernetes.aio.dynamic", "requests", "websocket", "oauthlib"}
 
 
+UNUSED_BY_WORKERS = {"asyncio", "concurrent.futures", "dataclasses", "inspect", "random", "ssl"}
+"""Until a message fails, or the handler is more than a plain function."""
+
+
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
@@ -18,6 +22,25 @@ def run(code: str) -> str:
 def test_process_imports_neither_the_synchronous_client_nor_its_dependencies(process: str) -> None:
     code = f"import sys, {process}.__main__; print(*({UNUSED!r} & sys.modules.keys()))"
     assert run(code).split() == []
+
+
+def test_worker_imports_no_more_than_a_message_needs_that_succeeds() -> None:
+    code = (
+        "import sys, workqueue.__main__, workqueue.cli.run; "
+        "from workqueue.amqp.pika_import import import_pika; import_pika(); "
+        "import workqueue.worker.executors.threads, workqueue.worker.handlers.python, workqueue.worker.runtime; "
+        f"print(*({UNUSED_BY_WORKERS!r} & sys.modules.keys()))"
+    )
+    assert run(code).split() == []
+
+
+def test_commands_collect_garbage_after_their_imports() -> None:
+    code = (
+        "import gc, workqueue.__main__, workqueue.cli.stats; before = gc.isenabled(); "
+        "workqueue.cli.stats.run = lambda _: print(before, gc.isenabled()) or 0; "
+        "workqueue.__main__.main(['stats', '--queue=jobs'])"
+    )
+    assert run(code).split() == ["False", "True"]
 
 
 def test_whole_packages_can_be_imported_afterwards() -> None:

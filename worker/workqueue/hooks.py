@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
+
+from workqueue.contract.named_tuple import NamedTuple
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from workqueue.contract.binding import Binding
 from workqueue_operator.api.reasons import Reason
@@ -28,7 +27,7 @@ async def permitted(binding: Binding, destinations: Destinations) -> Binding:
             f"The operator must not connect to {binding.display}: {refusals[0]}. Correct the host in the Secret, or "
             "add it to allowedBrokerHosts in the operator's chart.",
         )
-    return replace(binding, addresses=tuple(kept))
+    return binding._replace(addresses=tuple(kept))
 
 
 async def _refusal(host: str, port: int, destinations: Destinations) -> str:

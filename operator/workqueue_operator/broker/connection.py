@@ -14,7 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -888,7 +888,7 @@ def _with_server_name(binding: Binding, host: str) -> Binding:
     """Return the binding for a connection to an IP address of a host, whose certificate names the host."""
     if binding.tls is None or binding.tls.server_name:
         return binding
-    return replace(binding, tls=replace(binding.tls, server_name=host))
+    return binding._replace(tls=binding.tls._replace(server_name=host))
 
 
 def _unreachable(binding: Binding, error: BaseException) -> ReconcileError:

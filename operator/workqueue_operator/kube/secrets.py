@@ -69,7 +69,7 @@ def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
         if "." not in host and ":" not in host and host != "localhost":
             addresses.append((f"{host}.{namespace}.svc", port))
         addresses.append((host, port))
-    return replace(binding, addresses=tuple(addresses))
+    return binding._replace(addresses=tuple(addresses))
 
 
 class Secrets:

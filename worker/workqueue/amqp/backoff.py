@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 STEADY_SECONDS: Final = 5.0
@@ -35,6 +34,8 @@ class Backoff:
 
     def next(self) -> float:
         """Count a failure and return the delay before the next attempt, in seconds."""
+        import random  # takes 1 ms, and most workers start without a failure
+
         self._failures += 1
         bound = doubled(self._failures, self._first, self._longest)
         return random.uniform(0.0, bound)  # noqa: S311 - spreading load needs no secrecy

@@ -38,6 +38,7 @@ _MEMBERS: Final[_Names] = {
 
 _ATTRIBUTES: Final[_Names] = {
     (connection, "Connection"): ("_channels", "_frame_buffer"),
+    (connection, "Parameters"): ("_host",),
     (base_connection, "BaseConnection"): ("_transport",),
     (io_services_utils, "_AsyncPlaintextTransport"): ("_sock",),
     (channel, "Channel"): ("_cancelled", "_consumers", "_content_assembler"),

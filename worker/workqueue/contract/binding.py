@@ -6,13 +6,13 @@ No error message contains a password. Everything here is pure except `from_folde
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from workqueue.contract.errors import BindingError
+from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.worker_api import Variable
 
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"
@@ -32,8 +32,7 @@ MOST_ADDRESSES: Final = 16
 """More than a RabbitMQ cluster has nodes. A client tries one after another while RabbitMQ cannot be reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class TLS:
+class TLS(NamedTuple):
     """PEM texts. An empty authority means the system's; an empty certificate means no client certificate.
 
     Attributes:
@@ -42,12 +41,25 @@ class TLS:
 
     authority: str = ""
     certificate: str = ""
-    private_key: str = field(default="", repr=False)
+    private_key: str = ""
     server_name: str = ""
 
+    def __repr__(self) -> str:
+        """Return all but the private key."""
+        return f"TLS({self.authority!r}, {self.certificate!r}, server_name={self.server_name!r})"
 
-@dataclass(frozen=True)
-class Binding:
+
+class _Fields(NamedTuple):
+    addresses: tuple[tuple[str, int], ...]
+    username: str
+    password: str
+    virtual_host: str = "/"
+    tls: TLS | None = None
+    management_uri: str | None = None
+    heartbeat_seconds: int | None = None
+
+
+class Binding(_Fields):
     """Where RabbitMQ is, and the credentials for it.
 
     Attributes:
@@ -58,13 +70,9 @@ class Binding:
         heartbeat_seconds: for worker and command line; None for their default. The operator has a fixed heartbeat.
     """
 
-    addresses: tuple[tuple[str, int], ...]
-    username: str
-    password: str = field(repr=False)
-    virtual_host: str = "/"
-    tls: TLS | None = None
-    management_uri: str | None = field(default=None, repr=False)
-    heartbeat_seconds: int | None = None
+    def __repr__(self) -> str:
+        """Return what is no secret."""
+        return f"Binding({self.addresses}, {self.username!r}, {self.virtual_host!r}, tls={self.tls!r})"
 
     @property
     def signing_key(self) -> bytes:

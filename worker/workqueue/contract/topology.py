@@ -26,7 +26,9 @@ from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
+
+from workqueue.contract.named_tuple import NamedTuple
 
 ArgumentValue: TypeAlias = str | int | bool
 Arguments: TypeAlias = Mapping[str, ArgumentValue]

@@ -10,14 +10,14 @@ import os
 import socket
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from workqueue.contract import binding as bindings
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
+from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
     DEFAULT_MAX_AGE_SECONDS,
@@ -143,7 +143,7 @@ class RunConfig(NamedTuple):
             binding = bindings.from_url(self.url or bindings.DEFAULT_URL)
         if self.heartbeat_seconds is None:
             return binding
-        return replace(binding, heartbeat_seconds=self.heartbeat_seconds)
+        return binding._replace(heartbeat_seconds=self.heartbeat_seconds)
 
     def connection_environment(self) -> dict[str, str]:
         """Return the variables from which a program that this worker starts makes the same connection."""

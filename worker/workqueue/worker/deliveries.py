@@ -7,16 +7,16 @@ a retirement never overlap. Nothing waits under this lock.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from workqueue.amqp.backoff import Backoff
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
 from workqueue.contract.cancels import Cancel
+from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Headers
 from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
@@ -395,6 +395,8 @@ class Deliveries:
         self.handler_seconds.observe(seconds)
 
     def _verdict(self, delivery: Delivery, error: BaseException) -> Verdict:
+        import random  # takes 1 ms, and most messages succeed
+
         spread = random.random()  # noqa: S311 - no secret
         begun_at = time.time() - (time.monotonic() - delivery.started)
         first_at = headers.first_attempt_at(delivery.properties.headers or {}, begun_at)

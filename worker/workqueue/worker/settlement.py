@@ -11,15 +11,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from workqueue.amqp import field_table
 from workqueue.amqp.backoff import Backoff
-from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import BrokerError, Unencodable
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract import headers, topology
+from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Properties
 from workqueue.worker.handlers.outcome import (
     Ack,
@@ -32,6 +31,9 @@ from workqueue.worker.handlers.outcome import (
     Verdict,
 )
 from workqueue.worker.slot import Delivery
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 FIRST_WAIT_SECONDS: Final = 0.1
 LONGEST_WAIT_SECONDS: Final = 5.0
@@ -219,6 +221,8 @@ class Settler:
         waiting, self._waiting = self._waiting, []
         error = done.exception()
         if error is None:
+            from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+
             names = copy.target.queues
             self.known_queues.update(names)
             if done.result():
