@@ -73,7 +73,7 @@ class Contender:
     """A consumer program.
 
     Attributes:
-        module: its program, a module of `consumers`, or the function that `workqueue run` loads.
+        module: of `consumers`: its program, or the module of the handler that `workqueue run` loads.
         ours: whether it is this project's worker.
         peer: whether it needs the benchmarks' environment.
         processes: whether its handlers run in several processes.
@@ -98,7 +98,7 @@ class Contender:
     def command(self, url: str, queue: str, kind: str, case: Case) -> list[str | Path]:
         """Return the command that starts the contender."""
         if self.ours:
-            run = [sys.executable, "-m", "workqueue", "run", f"{CONSUMERS}.ours:{self.module}"]
+            run = [sys.executable, "-m", "workqueue", "run", f"{CONSUMERS}.{self.module}:handle"]
             where = [f"--url={url}", f"--queue={queue}", f"--queue-type={kind}"]
             return [*run, *where, f"--concurrency={case.slots}", "--port=0", *self.extra]
         interpreter = environment.python() if self.peer else sys.executable
@@ -108,10 +108,10 @@ class Contender:
 
 CONTENDERS: Final = (
     Contender(BASELINE, "pika_select"),
-    Contender(ASYNC, "task", ours=True),
-    Contender(THREADS, "thread", ours=True),
-    Contender(PROCESSES, "thread", ours=True, processes=True, extra=ISOLATED),
-    Contender(ASYNC_PROCESS, "task", ours=True, processes=True, extra=ISOLATED),
+    Contender(ASYNC, "ours_async", ours=True),
+    Contender(THREADS, "ours_sync", ours=True),
+    Contender(PROCESSES, "ours_sync", ours=True, processes=True, extra=ISOLATED),
+    Contender(ASYNC_PROCESS, "ours_async", ours=True, processes=True, extra=ISOLATED),
     Contender("pika BlockingConnection", "pika_blocking", one_slot=True),
     Contender("pika, threads", "pika_threads"),
     Contender("aio-pika", "aio_pika_tasks", peer=True),

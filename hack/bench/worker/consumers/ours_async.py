@@ -1,10 +1,9 @@
-"""Handlers for this project's worker, which `workqueue run` starts as usual."""
+"""The async handler for this project's worker. It is not beside the sync one, which would then import asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import time
 
 from hack.bench.worker.consumers import tally
 from workqueue.message import Message
@@ -13,14 +12,7 @@ tick = tally.asked().tick
 SECONDS = float(os.environ["WORKQUEUE_BENCH_SECONDS"])
 
 
-def thread(_message: Message) -> None:
-    """Handle a message in a thread."""
-    tick()
-    if SECONDS:
-        time.sleep(SECONDS)
-
-
-async def task(_message: Message) -> None:
+async def handle(_message: Message) -> None:
     """Handle a message in a task."""
     tick()
     if SECONDS:
