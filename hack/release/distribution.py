@@ -27,7 +27,7 @@ PYTHON: Final = "/usr/bin/env python3"
 MAIN: Final = """\
 import sys
 
-from workqueue.cli.main import main
+from workqueue.__main__ import main
 
 sys.exit(main())
 """
