@@ -1,14 +1,17 @@
-"""Which messages a cancel concerns, and how many cancels a worker remembers."""
+"""Which messages a cancel concerns, how many a worker remembers, and when it reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pika
 import pytest
 
-from workqueue.contract import headers
+from workqueue.contract import headers, topology
 from workqueue.contract.cancels import Cancel, KnownCancels
+from workqueue.worker.cancels import Cancels
 
 NOW = 1_800_000_000
 """Unix seconds."""
@@ -101,3 +104,66 @@ def test_newest_cancel_of_an_id_counts() -> None:
 
     assert [known.add(newer), known.add(Cancel("one", AT)), known.add(newer)] == [True, False, False]
     assert known.find(properties("one"), NOW) == newer
+
+
+class FakeChannel:
+    """A channel that answers when the test says so."""
+
+    connection = SimpleNamespace(is_closing=False)
+
+    def __init__(self, on_open: Callable[[Any], None]) -> None:
+        self._on_open = on_open
+        self.consumed: list[str] = []
+        self.answer: Callable[[Any], None] = lambda _frame: None
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    def open(self) -> None:
+        self._on_open(self)
+
+    def basic_consume(self, queue: str, *_: Any, callback: Any = None, **__: Any) -> None:
+        self.consumed.append(queue)
+        self.answer = callback or self.answer
+
+
+class FakeConnection:
+    """A connection that remembers its channels."""
+
+    generation = 1
+    is_open = True
+
+    def __init__(self) -> None:
+        self.channels: list[FakeChannel] = []
+
+    def channel(self, on_open: Callable[[Any], None]) -> FakeChannel:
+        self.channels.append(FakeChannel(on_open))
+        return self.channels[-1]
+
+    def call_later(self, _seconds: float, _function: Callable[[], None]) -> None: ...
+
+
+@pytest.mark.parametrize("live_first", [True, False], ids=["live-opens-first", "history-opens-first"])
+def test_earlier_cancels_are_read_after_new_ones_are_heard(live_first: bool) -> None:
+    connection = FakeConnection()
+    Cancels("jobs", connection).attach(lambda: None)
+    live, history = connection.channels
+
+    for channel in (live, history) if live_first else (history, live):
+        channel.open()
+    assert not history.consumed
+
+    live.answer(None)
+    assert history.consumed == [topology.cancels_name("jobs")] * 2
+
+
+def test_history_that_opens_late_is_read() -> None:
+    connection = FakeConnection()
+    Cancels("jobs", connection).attach(lambda: None)
+    live, history = connection.channels
+    live.open()
+    live.answer(None)
+
+    history.open()
+
+    assert history.consumed == [topology.cancels_name("jobs")] * 2

@@ -196,6 +196,9 @@ class Cancels:
             return
         self._report(describe(error))
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == ACCESS_REFUSED:
+            if self._history_is_open and not self._hears:
+                unused, self._history, self._history_is_open = self._history, None, False
+                unused.close()
             self._be_ready()
             return
         attempt = self._attempts
