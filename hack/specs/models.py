@@ -148,7 +148,16 @@ def check(model: Model, *, workers: int = 2, short: bool = False) -> Result:
         config.write_text(model.config())
         quick = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] if short else ["-XX:+UseParallelGC"]
         command = [
-            *(tools.java(), *quick, f"-Xmx{MEMORY}", "-cp", str(tools.tlc()), "tlc2.TLC"),
+            # TLC unpacks its modules in the folder for temporary files, where two runs would meet.
+            *(
+                tools.java(),
+                *quick,
+                f"-Djava.io.tmpdir={folder}",
+                f"-Xmx{MEMORY}",
+                "-cp",
+                str(tools.tlc()),
+                "tlc2.TLC",
+            ),
             *("-workers", str(workers), "-metadir", folder, "-config", str(config)),
             *(() if short or model.violates else ("-coverage", "1000")),
             f"{model.module}.tla",
