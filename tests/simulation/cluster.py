@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partialmethod
@@ -300,6 +302,15 @@ def _share_objects(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(texts, "containing", lambda self, _text: iter(list(self._texts.values())))
 
 
+def _record_exceptions(patches: pytest.MonkeyPatch, errors: list[str]) -> None:
+    """What the code logs with a traceback is unexpected. Nothing else shows it, because the code goes on."""
+
+    def exception(logger: logging.Logger, message: str, *_: Any, **__: Any) -> None:
+        errors.append(f"{logger.name}: {message} {sys.exc_info()[1]!r}")
+
+    patches.setattr(logging.Logger, "exception", exception)
+
+
 def _remembered(validate: Callable[[Object], WorkQueue]) -> Callable[[Object], WorkQueue]:
     """Parse each version of a WorkQueue once."""
     known: dict[tuple[str, str], WorkQueue] = {}
@@ -321,6 +332,7 @@ def installed(cluster: Cluster) -> Iterator[None]:
     for module in (consumer, drain, retirement):
         patches.setattr(module, "threading", worker_threads)
     _share_objects(patches)
+    _record_exceptions(patches, cluster.world.loop.errors)
     patches.setattr(WorkQueue, "model_validate", _remembered(WorkQueue.model_validate))
     patches.setattr(main, "connect", cluster.connect)
     patches.setattr(main, "Endpoint", _NoEndpoint)

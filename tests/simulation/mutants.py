@@ -114,20 +114,18 @@ def _(patches: pytest.MonkeyPatch) -> None:
     "a crashed worker that runs again, and is not reported yet, is removed without a question",
 )
 def _(patches: pytest.MonkeyPatch) -> None:
+    real = retire._may_start
     patches.setattr(retire, "_may_start", lambda pod, now: pod.restarts_at is None and real(pod, now))
     patches.setattr(gather, "_unreported", lambda _pods, _now: [])
-
-    real = retire._may_start
 
 
 @mutant(
     "unscheduled is dead", "a new pod whose node the watch does not show yet is removed without a question"
 )
 def _(patches: pytest.MonkeyPatch) -> None:
+    real = retire._may_start
     patches.setattr(retire, "_may_start", lambda pod, now: pod.scheduled and real(pod, now))
     patches.setattr(retire, "_started", lambda *_: None)
-
-    real = retire._may_start
 
 
 @mutant("busy not asked", "idle workers are removed without a question")

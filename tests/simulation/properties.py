@@ -16,13 +16,18 @@ from tests.simulation.rabbit import ModelChannel, ModelConnection, ModelConsumer
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from tests.simulation.world import BEGIN
+from workqueue.amqp.connection import HANDSHAKE_TIMEOUT_SECONDS, LONGEST_WAIT_SECONDS
 from workqueue.contract.headers import DUE_AT
 from workqueue.worker.tokens import Tokens
 from workqueue_operator import __main__ as main
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue, timestamp
+from workqueue_operator.broker.depth_poller import LONGEST_PAUSE, STEADY_SECONDS, WARM_SECONDS
 from workqueue_operator.broker.doorbell import PRIORITY
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, workload_name
+from workqueue_operator.reconcile.outbox import REPORT_AFTER
+from workqueue_operator.reconcile.reconciler import LOOK_AGAIN
+from workqueue_operator.reconcile.reporter import STATUS_EVERY
 from workqueue_operator.scaling import slots
 
 WAKES_WITHIN: Final = 12.0
@@ -36,6 +41,9 @@ MARGIN: Final = 45.0
 
 NAMED_WITHIN: Final = 90.0
 """Seconds until a waiting message has a worker or an obstacle that a condition names."""
+
+CONNECTS_WITHIN: Final = LONGEST_WAIT_SECONDS + HANDSHAKE_TIMEOUT_SECONDS
+"""Seconds until a worker connects again after the obstacle has gone."""
 
 LOST_FOR: Final = 1.0
 """Seconds after which a worker knows that a delivery is lost."""
@@ -73,8 +81,14 @@ RANG: Final = 30.0
 CONTRADICTS: Final = 40.0
 """Seconds for which the status may differ from the state."""
 
-DEAD_LETTERS: Final = 12.0
-"""Seconds until a dead letter shows while workers run."""
+PASS_WITHIN: Final = LOOK_AGAIN
+"""Seconds within which a pass follows a changed count and ends."""
+
+DEAD_LETTERS: Final = (
+    STEADY_SECONDS + LONGEST_PAUSE * WARM_SECONDS + PASS_WITHIN + REPORT_AFTER + STATUS_EVERY
+)
+"""Seconds until a dead letter shows while workers run. The queue may not have changed for a while, and a round of
+polls may take long."""
 
 BLIND: Final = 45.0
 """Seconds without a broker after which the operator cannot know its counts."""
@@ -111,6 +125,8 @@ class Properties:
         self._held: dict[tuple[str, str], float] = {}
         self._contradictions: dict[tuple[WorkQueueKey, str], float] = {}
         self._unserved: dict[WorkQueueKey, float] = {}
+        self._named_at: dict[WorkQueueKey, float] = {}
+        """When a condition last named an obstacle while a message waited."""
         self._rung: dict[ModelMessage, ModelConsumer] = {}
         self._rang_at: dict[ModelQueue, float] = {}
         self._idle_since: dict[WorkQueueKey, float] = {}
@@ -621,10 +637,13 @@ class Properties:
             self._world.violated(
                 "a healthy WorkQueue waits", f"{key[0]}/{key[1]}: {now - since:.0f} s without a worker"
             )
+        if _names_obstacle(body):
+            self._named_at[key] = now
+        nameless = now - max(self._named_at.get(key, since), since)
         if (
             now - since > NAMED_WITHIN
             and self._stage.healthy_for("api", "operator") > NAMED_WITHIN
-            and not _names_obstacle(body)
+            and nameless > CONNECTS_WITHIN
         ):
             self._world.violated(
                 "no obstacle is named", f"{key[0]}/{key[1]}: waiting for {now - since:.0f} s"
