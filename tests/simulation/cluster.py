@@ -21,7 +21,7 @@ from tests.simulation.controllers import (
     Kubelets,
     ReplicaSetController,
 )
-from tests.simulation.loop import PROCESS, Process
+from tests.simulation.loop import PROCESS, Process, sleep
 from tests.simulation.rabbit import ModelMessage, Rabbit
 from tests.simulation.workers import Task, WorkerProcess, http_of
 from tests.simulation.world import World
@@ -333,6 +333,7 @@ def installed(cluster: Cluster) -> Iterator[None]:
         patches.setattr(module, "threading", worker_threads)
     _share_objects(patches)
     _record_exceptions(patches, cluster.world.loop.errors)
+    patches.setattr(asyncio, "sleep", sleep)
     patches.setattr(WorkQueue, "model_validate", _remembered(WorkQueue.model_validate))
     patches.setattr(main, "connect", cluster.connect)
     patches.setattr(main, "Endpoint", _NoEndpoint)
