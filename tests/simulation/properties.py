@@ -686,8 +686,9 @@ class Properties:
                 and self._stage.healthy_for(*self._stage.scopes(key)) > MARGIN + CONTRADICTS
             ):
                 self._world.violated("the status contradicts the state", f"{key[0]}/{key[1]}: {what}")
-        for entry in [e for e in self._contradictions if e[0] == key and e[1] not in found]:
-            del self._contradictions[entry]
+        if self._contradictions:
+            for entry in [e for e in self._contradictions if e[0] == key and e[1] not in found]:
+                del self._contradictions[entry]
 
     def _contradict(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None) -> Iterator[str]:
         """What the status says and the state does not show."""
@@ -695,15 +696,17 @@ class Properties:
         status = body.get("status") or {}
         if deployment is None or not status or body["spec"].get("suspend"):
             return
+        conditions: dict[str, Any] = {one["type"]: one for one in status.get("conditions", ())}
+        workers = conditions.get("WorkersAvailable", {}).get("reason")
         replicas = deployment["spec"].get("replicas", 1)
-        if condition(body, "WorkersAvailable").get("reason") == "ScaledToZero" and replicas:
+        if workers == "ScaledToZero" and replicas:
             yield f"ScaledToZero with {replicas} replicas"
         if status.get("desiredReplicas", 0) != replicas:
             yield f"desiredReplicas is not {replicas}"
-        declared = condition(body, "QueueDeclared").get("status") == "True"
+        declared = conditions.get("QueueDeclared", {}).get("status") == "True"
         if declared and queue is None:
             yield "QueueDeclared without a queue"
-        known = condition(body, "DepthKnown").get("status") == "True" and queue is not None
+        known = conditions.get("DepthKnown", {}).get("status") == "True" and queue is not None
         if known and queue is not None and status.get("messages") != len(queue.ready):
             yield f"messages is not {len(queue.ready)}"
         ready = sum(
@@ -713,7 +716,7 @@ class Properties:
             and pod["metadata"]["labels"].get("workqueue.dev/workqueue") == key[1]
             and not pod["metadata"].get("deletionTimestamp")
         )
-        if condition(body, "WorkersAvailable").get("reason") == "WorkersReady" and not ready:
+        if workers == "WorkersReady" and not ready:
             yield "WorkersReady without a Ready pod"
         dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(
             f"{self._stage.workqueues[key].queue}.dead"

@@ -99,8 +99,8 @@ def draw(seed: int) -> Scenario:
     """Draw a scenario."""
     chance = random.Random(f"scenario {seed}")
     brokers = chance.choice([1, 1, 2, 2, 3])
-    # Most runs are small. A small one costs a third of a large one.
-    size = _SMALL if chance.random() < 0.6 else _LARGE
+    # Most runs are small. A small one costs half of a large one.
+    size = _SMALL if chance.random() < 0.9 else _LARGE
     workqueues = tuple(
         _workqueue(chance, number, brokers) for number in range(chance.choice(size.workqueues))
     )
@@ -115,6 +115,7 @@ def draw(seed: int) -> Scenario:
         *_faults(chance, workqueues, brokers, size),
         *_delayed(random.Random(f"delays {seed}"), workqueues),
         *_cancelled(random.Random(f"cancels {seed}"), workqueues),
+        *_beside_a_lost_majority(random.Random(f"majority {seed}"), workqueues),
     ]
     return Scenario(
         seed,
@@ -251,6 +252,21 @@ def _cancelled(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> 
                 for _ in range(chance.choice([1, 2, 3]))
             ]
     return steps
+
+
+def _beside_a_lost_majority(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
+    """The neighbour of a queue without a majority gets a message. Both have their doorbells on one connection."""
+    pairs = [
+        (one, other)
+        for one in workqueues
+        for other in workqueues
+        if one is not other and one.host == other.host and one.spec["queue"]["type"] == "Quorum"
+    ]
+    if not pairs or chance.random() > 0.15:
+        return []
+    (one, other), at = chance.choice(pairs), round(chance.uniform(FIRST, LAST), 1)
+    lost = Step(at, "queue loses its majority", one.key, round(chance.uniform(30.0, 110.0), 1))
+    return [lost, *_doorbell_goes_without_majority(chance, lost, one, [one, other])]
 
 
 _BROKER: Final = {
