@@ -11,11 +11,10 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from workqueue.contract import headers as own_headers
 from workqueue.contract.errors import UndecodableError
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Headers, Properties
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict, Unpack
+from typing import Any, Final, NamedTuple, Self, TypedDict, Unpack
 
 from workqueue import bodies
 from workqueue.amqp import cancelling
@@ -32,7 +32,6 @@ from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WIN
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding, folder_source, from_environment, from_url
 from workqueue.contract.headers import HIGHEST_PRIORITY
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.worker import tracing
 
 LONGEST_EXPIRY_SECONDS: Final = 4_294_967

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from workqueue.amqp.errors import BrokerError, NotSent, PublishError
 from workqueue.amqp.outgoing import Outgoing
@@ -20,7 +20,6 @@ from workqueue.amqp.session import Received, Session, wait_until_open
 from workqueue.contract import dead_letters
 from workqueue.contract.binding import Binding
 from workqueue.contract.dead_letters import DeadLetter, Filter
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.topology import dead_letter_queue_name
 
 _LOOK_SECONDS: Final = 0.1

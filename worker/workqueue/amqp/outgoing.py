@@ -9,13 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pika import frame, spec
 
 from workqueue.amqp.field_table import short_string, table
 from workqueue.contract import headers, topology
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Properties
 
 PERSISTENT: Final = b"\x02"

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import pika.exceptions
 
 from workqueue.amqp.connection import Connection
 from workqueue.amqp.errors import BrokerError, UnreachableError, describe
 from workqueue.contract.binding import Binding
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import BrokerVersion
 

@@ -11,13 +11,12 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pika import data, spec
 
 from workqueue.amqp import field_table
 from workqueue.amqp.frame_limits import BoundedFrames
-from workqueue.contract.named_tuple import NamedTuple
 
 _FRAME: Final = struct.Struct(">BHI")
 """Kind, channel, size of the payload. One byte follows the payload."""

@@ -11,14 +11,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Received, Session
 from workqueue.cli import actions, connection_options, output, values
 from workqueue.cli.progress import progress
 from workqueue.contract import durations, headers, topology
-from workqueue.contract.named_tuple import NamedTuple
 
 DEFAULT_LIST_LIMIT: Final = 50
 

@@ -11,12 +11,11 @@ import json
 import mimetypes
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract.errors import WorkerError
 from workqueue.contract.headers import HIGHEST_PRIORITY
-from workqueue.contract.named_tuple import NamedTuple
 
 TEXT: Final = "text/plain"
 JSON: Final = "application/json"

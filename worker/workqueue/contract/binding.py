@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from workqueue.contract.errors import BindingError
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.worker_api import Variable
 
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from workqueue.contract import headers
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Headers
 
 MOST: Final = 10_000

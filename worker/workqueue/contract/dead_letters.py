@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from workqueue.contract import headers
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Properties
 
 UNKNOWN: Final = "Unknown"

@@ -26,9 +26,7 @@ from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Final, TypeAlias
-
-from workqueue.contract.named_tuple import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 ArgumentValue: TypeAlias = str | int | bool
 Arguments: TypeAlias = Mapping[str, ArgumentValue]

@@ -11,13 +11,12 @@ import socket
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from workqueue.contract import binding as bindings
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
     DEFAULT_MAX_AGE_SECONDS,

@@ -10,13 +10,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workqueue.amqp.backoff import Backoff
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
 from workqueue.contract.cancels import Cancel
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Headers
 from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message

@@ -11,14 +11,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from workqueue.amqp import field_table
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.errors import BrokerError, Unencodable
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract import headers, topology
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Properties
 from workqueue.worker.handlers.outcome import (
     Ack,

@@ -14,9 +14,8 @@ from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.properties import Properties
 from workqueue.message import Message, Retry
 from workqueue.worker.handlers.outcome import Failure, FailureReason, HandlerRaised, asked_delay, failure_of

@@ -15,10 +15,9 @@ import selectors
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workqueue.amqp.io_loop import MAX_WAIT_SECONDS, Loop
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.message import Message
 from workqueue.worker.ending import CLOSING_SECONDS, leave_forked_child
 from workqueue.worker.errors import HandlerLoadError

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.message import Message
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ import math
 import traceback
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.named_tuple import NamedTuple
 from workqueue.contract.topology import (
     DEFAULT_MAX_AGE_SECONDS,
     DEFAULT_RETRY_DELAYS,
