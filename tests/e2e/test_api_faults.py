@@ -156,7 +156,7 @@ def is_write(request: Request) -> bool:
 
 
 def is_write_of_the_count(request: Request) -> bool:
-    return is_write(request) and request.path.endswith("/deployments/refused-worker")
+    return is_write(request) and request.path.endswith("/deployments/refused-worker/scale")
 
 
 def is_watch(request: Request) -> bool:

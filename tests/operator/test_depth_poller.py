@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -363,7 +362,7 @@ async def test_rotated_password_moves_all_users_to_one_new_handle(vhost: Virtual
             first = {id(await brokers.handle(key, old)) for key in keys}
             vhost.broker.change_password("rotating", "new")
             handles = await asyncio.gather(
-                *(brokers.handle(key, replace(old, password="new")) for key in keys)
+                *(brokers.handle(key, old._replace(password="new")) for key in keys)
             )
             assert len(first) == len({id(handle) for handle in handles}) == 1
             assert list(brokers) == [handles[0]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -35,7 +34,7 @@ def odd_vhost(every_rabbitmq: Server) -> Iterator[VirtualHost]:
 
 
 def binding_of(vhost: VirtualHost) -> Binding:
-    return replace(from_url(vhost.url), management_uri=vhost.broker.management_url)
+    return from_url(vhost.url)._replace(management_uri=vhost.broker.management_url)
 
 
 @pytest.mark.slow
@@ -74,9 +73,9 @@ async def test_unanswered_management_request_is_unknown_and_never_zero(
 ) -> None:
     right = binding_of(vhost)
     wrong = {
-        "no-listener": replace(right, management_uri=f"http://127.0.0.1:{free_port()}"),
-        "wrong-password": replace(right, password="wrong"),
-        "not-the-api": replace(right, management_uri=f"http://127.0.0.1:{vhost.broker.port}"),
+        "no-listener": right._replace(management_uri=f"http://127.0.0.1:{free_port()}"),
+        "wrong-password": right._replace(password="wrong"),
+        "not-the-api": right._replace(management_uri=f"http://127.0.0.1:{vhost.broker.port}"),
         "missing-queue": right,
     }[mistake]
     count = await management.unacknowledged(wrong, "jobs")
