@@ -65,11 +65,15 @@ def dependent(command: Sequence[str], **options: Any) -> Iterator[subprocess.Pop
         os.close(held)
 
 
-def end(process: subprocess.Popen[Any]) -> None:
-    """End a process and wait for it. Does nothing if it has ended."""
+def end(process: subprocess.Popen[Any], seconds: float = STOP_SECONDS) -> None:
+    """End a process and wait for it. Does nothing if it has ended.
+
+    Args:
+        seconds: how long it may take before it is killed.
+    """
     process.terminate()
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

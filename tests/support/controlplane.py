@@ -22,6 +22,7 @@ from typing import Any, Final
 from hack.cluster import pki, toolchain
 from tests.support.ownnetwork import ADDRESS
 from tests.support.wait import eventually
+from workqueue_kubectl.dependent import end
 
 Object = dict[str, Any]
 
@@ -227,12 +228,7 @@ class ControlPlane:
         try:
             yield
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, STOP_SECONDS)
 
 
 def metrics_of(url: str, seconds: float = 5.0) -> dict[str, float]:

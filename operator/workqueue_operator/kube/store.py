@@ -212,7 +212,7 @@ class Store:
         key = key_of(scale)
         known = self.deployments.get(key)
         if known is not None and self._is_news("deployments", key, scale):
-            self._seen["deployments", key] = _Seen(_version(scale), time.monotonic(), is_partial=True)
+            self._seen["deployments", key] = replace(self._seen["deployments", key], is_partial=True)
             self.deployments[key] = _with_count_of(scale, known)
 
     def put_pod(self, body: Object, *, our_mark: bool = False) -> bool:

@@ -155,8 +155,7 @@ class ReconcileQueue:
         self._placed: dict[Key, tuple[_Places, Timer]] = {}
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: dict[Key, Lane] = {}
-        self._timers: dict[Key, Timer] = {}
-        self._pauses: dict[Key, NextPass] = {}
+        self._pauses: dict[Key, tuple[NextPass, Timer]] = {}
         self._rings: dict[Key, float] = {}
         self._next_turn: asyncio.Handle | None = None
         self._starts = 0
@@ -185,7 +184,7 @@ class ReconcileQueue:
         A key that waits already moves to the more urgent lane.
         """
         pause = self._pauses.get(key)
-        if not self._open or (pause is not None and pause.holds_back(lane)):
+        if not self._open or (pause is not None and pause[0].holds_back(lane)):
             return
         if key in self._running:
             self._again[key] = min(lane, self._again.get(key, lane))
@@ -197,7 +196,7 @@ class ReconcileQueue:
             if before <= lane:
                 return
             self._lanes[before].remove(key)
-        self._cancel_timer(key)
+        self._end_pause(key)
         self._waiting[key] = lane
         self._lanes[lane].add(key)
         self._admit()
@@ -237,7 +236,7 @@ class ReconcileQueue:
             patience: seconds to wait.
         """
         self._open = False
-        for timer in (*self._timers.values(), *(timer for _, timer in self._placed.values())):
+        for _, timer in (*self._pauses.values(), *self._placed.values()):
             timer.cancel()
         tasks = [task for task, _ in self._running.values()]
         if tasks:
@@ -292,8 +291,7 @@ class ReconcileQueue:
             if again is not None and not due.failed and not due.holds_back(again):
                 self.add(key, again)
             elif due.after is not None and self._open:
-                self._timers[key] = self._clock.call_later(due.after, lambda: self._on_timer(key))
-                self._pauses[key] = due
+                self._pauses[key] = due, self._clock.call_later(due.after, lambda: self._on_timer(key))
             self._note_if_caught_up()
 
     def _note_if_caught_up(self) -> None:
@@ -301,11 +299,10 @@ class ReconcileQueue:
             self._caught_up.set()
 
     def _on_timer(self, key: Key) -> None:
-        del self._timers[key], self._pauses[key]
+        del self._pauses[key]
         self.add(key, Lane.TIMER)
 
-    def _cancel_timer(self, key: Key) -> None:
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            del self._pauses[key]
-            timer.cancel()
+    def _end_pause(self, key: Key) -> None:
+        pause = self._pauses.pop(key, None)
+        if pause is not None:
+            pause[1].cancel()

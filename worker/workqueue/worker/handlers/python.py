@@ -71,8 +71,9 @@ def assemble(
         raise HandlerLoadError(f"The handler {name} is a class. Use a function or an instance of the class.")
     if not callable(found):
         raise HandlerLoadError(f"The handler {name} cannot be called; it is a {type(found).__name__}.")
+    is_plain = _is_plain(found)
     is_async, innermost, function = False, found, found
-    if not _is_plain(found):
+    if not is_plain:
         from workqueue.worker.handlers import inspection
 
         is_async, innermost = inspection.is_async(name, found), inspection.innermost(found)
@@ -83,7 +84,7 @@ def assemble(
         from workqueue.worker.handlers.lifespan import Lifespan
 
         lifespan = Lifespan(name, hooks.lifespans[0])
-    if not _is_plain(found):
+    if not is_plain:
         from workqueue.worker.handlers import signature
 
         function = signature.adapt(name, found, innermost)
