@@ -1,6 +1,6 @@
 """List the measured cases. The first and most telling one is a message whose handler does nothing.
 
-The first case has goals and the most rounds. Each other case changes one parameter, to show its effect.
+The first two cases have goals and the most rounds. Each other case changes one parameter, to show its effect.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Case:
 
 MAIN: Final = Case(slots=1, handler_seconds=0, body=SMALL, warm=300, count=4_000, rounds=7)
 
-SLOTS: Final = Case(slots=8, handler_seconds=0, body=SMALL, warm=500, count=8_000, rounds=5)
+SLOTS: Final = Case(slots=8, handler_seconds=0, body=SMALL, warm=500, count=8_000, rounds=11)
 
 FULL: Final = (
     MAIN,

@@ -21,6 +21,7 @@ ASYNC: Final = "ours, async"
 THREADS: Final = "ours, threads"
 PROCESSES: Final = "ours, processes"
 ASYNC_PROCESS: Final = "ours, async in a process"
+BARE_PROCESSES: Final = "pika, processes"
 PREFORK: Final = "Celery, prefork"
 ISOLATED: Final = ("--isolation=Process",)
 
@@ -114,6 +115,7 @@ CONTENDERS: Final = (
     Contender(ASYNC_PROCESS, "ours_async", ours=True, processes=True, extra=ISOLATED),
     Contender("pika BlockingConnection", "pika_blocking", one_slot=True),
     Contender("pika, threads", "pika_threads"),
+    Contender(BARE_PROCESSES, "pika_processes", processes=True),
     Contender("aio-pika", "aio_pika_tasks", peer=True),
     Contender("Celery, solo", "celery_worker", peer=True, one_slot=True, message=celery, extra=("solo",)),
     Contender("Celery, threads", "celery_worker", peer=True, message=celery, extra=("threads",)),

@@ -16,9 +16,10 @@ from hack.bench import environment, report
 from hack.bench.errors import BenchError
 from hack.bench.plot import Panel, Plot, Series, draw
 from hack.bench.report import Report, Row
-from hack.bench.worker.cases import FULL, KINDS, QUICK, SLOTS, Case
+from hack.bench.worker.cases import FULL, KINDS, MAIN, QUICK, SLOTS, Case
 from hack.bench.worker.contenders import (
     ASYNC,
+    BARE_PROCESSES,
     BASELINE,
     CONTENDERS,
     PREFORK,

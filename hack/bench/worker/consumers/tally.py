@@ -112,6 +112,7 @@ class SharedTally:
             fcntl.flock(file, fcntl.LOCK_EX)
             begun, processor, number = _HEAD.unpack_from(self._map)
             _HEAD.pack_into(self._map, 0, begun, processor, number + 1)
+            fcntl.flock(file, fcntl.LOCK_UN)  # the map keeps the file open, and so the lock
         self._place = _HEAD.size + number * _COUNT.size
         try:
             os.fstat(self._pipe)
