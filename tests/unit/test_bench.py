@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +23,13 @@ from hack.bench.neighbours.probe import Cycle
 from hack.bench.neighbours.rows import ROWS
 from hack.bench.report import Report, Row
 from hack.bench.worker.cases import KINDS, Case
-from hack.bench.worker.consumers.tally import Tally
+from hack.bench.worker.consumers.tally import SHARED_BYTES, VARIABLE, Tally
 from hack.bench.worker.contenders import BASELINE, CONTENDERS, THREADS, Contender, celery, dramatiq
 from hack.bench.worker.figures import ratios, rounds, tables
 from hack.bench.worker.race import Run
+from hack.cluster.checkout import CHECKOUT
 
+START_SECONDS = 30.0
 HUNDRED = [float(number) for number in range(1, 101)]
 
 
@@ -72,6 +79,36 @@ def test_tally_reports_nothing_before_its_end() -> None:
     assert tallied(warm=10, count=100, seconds=60.0, calls=109) == []
 
 
+def test_processes_count_together(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.write_bytes(bytes(SHARED_BYTES))
+    reader, writer = os.pipe()
+    asked = {"pipe": writer, "warm": 10, "count": 50, "seconds": 60.0, "shared": str(shared)}
+    code = (
+        "from hack.bench.worker.consumers import tally\nasked = tally.asked()\n"
+        "for _ in range(30): asked.tick()\nprint(flush=True)\ninput()"
+    )
+    with ExitStack() as stack:
+        for _ in range(2):  # the first is still there when the second begins to count
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    env={**os.environ, VARIABLE: json.dumps(asked)},
+                    cwd=CHECKOUT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pass_fds=[writer],
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], START_SECONDS)[0], "it waits for the other"
+        os.close(writer)
+        result = json.loads(os.read(reader, 4096))
+    os.close(reader)
+    assert result["messages"] == 50
+
+
 def test_ratio_is_calculated_within_its_round() -> None:
     # In the second round the machine was ten times slower for both.
     runs = {BASELINE: [Run(1000, 0), Run(100, 0)], "one": [Run(500, 0), Run(50, 0)]}
@@ -89,7 +126,7 @@ def test_peer_that_stalls_costs_its_row_and_not_the_benchmark() -> None:
 
     found = rounds(run, case)
     assert calls.count(("Celery, solo", "quorum")) == 1
-    assert {kind: len(found[case, kind]) for kind in KINDS} == {"classic": 12, "quorum": 11}
+    assert {kind: len(found[case, kind]) for kind in KINDS} == {"classic": 13, "quorum": 12}
     assert {len(many) for runs in found.values() for many in runs.values()} == {case.rounds}
     (line,) = (line for line in tables(found, [case], "worker").splitlines() if "Celery, solo" in line)
     assert line == "| Celery, solo | 1,000 | 1.00 (1.00 to 1.00) | 1000 µs | no result |  |  |"
