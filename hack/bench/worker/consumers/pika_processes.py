@@ -1,7 +1,7 @@
-"""Consume with a pika SelectConnection that passes each message to a process, and acknowledges its answer.
+"""Consume with a SelectConnection that passes each message to a process, and acknowledges its answer.
 
-This is the least that handlers in processes cost: two wake-ups for each message. Each slot has a channel with prefetch
-1 and a process.
+This is the least that handlers in processes cost: two wake-ups for each message. Each slot has a channel with
+prefetch 1 and a process.
 """
 
 from __future__ import annotations
