@@ -52,6 +52,13 @@ _CONTROLLERS: Final = (
     "garbage-collector-controller",
 )
 
+_FAST_CONTROLLERS: Final = (
+    "--kube-api-qps=2000",
+    "--kube-api-burst=4000",
+    "--concurrent-deployment-syncs=20",
+    "--concurrent-replicaset-syncs=20",
+)
+
 
 class ApiError(Exception):
     """The API server refused a request.
@@ -162,6 +169,7 @@ class ControlPlane:
         (folder / "audit.json").write_text(json.dumps(_audit_policy()))
         self.audit_log = folder / "audit.log"
         self.api = Api(folder)
+        self._controllers = ExitStack()
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
         """Return the kubeconfig of a user."""
@@ -175,19 +183,31 @@ class ControlPlane:
             stack.enter_context(self._program(self._kubernetes / "kube-apiserver", *self._api_server()))
             eventually(self._answers, START_SECONDS, f"the API server is ready; see {self.folder}")
             self.api.apply(*_rights())
-            arguments = (
-                f"--kubeconfig={self.kubeconfig()}",
-                "--leader-elect=false",
-                f"--controllers={','.join(_CONTROLLERS)}",
-                "--kube-api-qps=2000",
-                "--kube-api-burst=4000",
-                "--concurrent-deployment-syncs=20",
-                "--concurrent-replicaset-syncs=20",
-                "--secure-port=0",
-            )
-            stack.enter_context(self._program(self._kubernetes / "kube-controller-manager", *arguments))
+            stack.enter_context(self._controllers)
+            self._start_controllers(*_FAST_CONTROLLERS)
             stack.callback(self.api.close)
             yield self
+
+    @contextmanager
+    def default_controllers(self) -> Iterator[None]:
+        """Run the controllers with their default limit while the context lasts: 20 requests a second for each."""
+        self._start_controllers()
+        try:
+            yield
+        finally:
+            self._start_controllers(*_FAST_CONTROLLERS)
+
+    def _start_controllers(self, *flags: str) -> None:
+        self._controllers.close()
+        arguments = (
+            f"--kubeconfig={self.kubeconfig()}",
+            "--leader-elect=false",
+            f"--controllers={','.join(_CONTROLLERS)}",
+            "--secure-port=0",
+            *flags,
+        )
+        program = self._program(self._kubernetes / "kube-controller-manager", *arguments)
+        self._controllers.enter_context(program)
 
     def _api_server(self) -> list[str]:
         keys = self.folder / "pki"

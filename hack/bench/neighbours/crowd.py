@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, Final
 
@@ -78,7 +80,7 @@ class Crowd:
 
 
 class Counts:
-    """Follows the counts of all Deployments of a namespace.
+    """Follows the counts and the Ready workers of all Deployments of a namespace.
 
     The API server closes a watch whose client is too slow. The next watch begins with what is there.
     """
@@ -87,6 +89,7 @@ class Counts:
         self._api = lab.api
         self._path = f"/apis/apps/v1/namespaces/{namespace}/deployments?watch=1&timeoutSeconds=3600"
         self._at: dict[str, tuple[float, int]] = {}
+        self._ready_at: dict[str, float] = {}
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
@@ -103,48 +106,62 @@ class Counts:
         name, replicas = body["metadata"]["name"], body["spec"].get("replicas", 1)
         if self._at.get(name, (0.0, -1))[1] != replicas:
             self._at[name] = at, replicas
+        if body.get("status", {}).get("readyReplicas"):
+            self._ready_at.setdefault(name, at)
 
-    def wait(self, names: Sequence[str], condition: Callable[[int], bool]) -> dict[str, float]:
-        """Wait until all counts fulfil a condition. Return when each changed last."""
+    def wait(self, names: Sequence[str], condition: Callable[[int], bool]) -> None:
+        """Wait until all counts fulfil a condition."""
 
         def all_do() -> bool:
             return all(condition(self._at.get(f"{name}-worker", (0.0, -1))[1]) for name in names)
 
         eventually(all_do, WAIT_SECONDS, f"{len(names)} counts change")
-        return {name: self._at[f"{name}-worker"][0] for name in names}
+
+    def ready_at(self, names: Sequence[str]) -> list[float]:
+        """Return when each had its first Ready worker, for those that had one."""
+        return [self._ready_at[f"{name}-worker"] for name in names if f"{name}-worker" in self._ready_at]
 
 
 def storm(lab: Lab, count: int) -> Figure:
     """200 WorkQueues get a message together, their workers become Ready and take it."""
-    return _storm(lab, count, {"worker": {"nodeSelector": stub(stubkubelet.IDLE)}})
+    return _storm(lab, count, {"worker": {"nodeSelector": stub(stubkubelet.IDLE)}}, lab.default_controllers())
 
 
 def storm_of_pending(lab: Lab, count: int) -> Figure:
-    """The same, with pods that never become Ready. The messages are taken from the queues."""
-    return _storm(lab, count, {})
+    """The same as `storm`, with pods that never become Ready. The messages are taken from the queues."""
+    return _storm(lab, count, {}, lab.default_controllers())
 
 
-def _storm(lab: Lab, count: int, change: Object) -> Figure:
-    with _crowd(lab, count, change) as (namespace, names):
+def storm_beside_fast_controllers(lab: Lab, count: int) -> Figure:
+    """The same as `storm`, with a controller-manager without a limit. It works for the first counts while the last
+    ones are written."""
+    return _storm(lab, count, {"worker": {"nodeSelector": stub(stubkubelet.IDLE)}}, nullcontext())
+
+
+def _storm(lab: Lab, count: int, change: Object, controllers: AbstractContextManager[None]) -> Figure:
+    with _crowd(lab, count, change) as (namespace, names), controllers:
         chosen = names[:: max(1, count // STORM)][:STORM]
         counts, requests = Counts(lab, namespace), Requests(lab)
         counts.wait(chosen, lambda replicas: replicas == 0)
         published = _publish(lab, chosen)
         sent = max(published.values()) - min(published.values())
-        written = counts.wait(chosen, lambda replicas: replicas > 0)
-        wakes = sorted(written[name] - published[name] for name in chosen)
-        back = _take_back(lab, namespace, chosen, counts, ready=bool(change))
+        counts.wait(chosen, lambda replicas: replicas > 0)
+        ended = _take_back(lab, namespace, chosen, counts, ready=bool(change))
         time.sleep(CALM_SECONDS)
-        spent = requests.spent()
+        spent, written = requests.spent(), requests.counts_written()
         bare = _write_counts(lab, namespace, chosen)
+    wakes = sorted(written[f"{name}-worker"][0] - published[name] for name in chosen)
+    back = max(written[f"{name}-worker"][-1] for name in chosen) - ended
+    ready = sorted(at - min(published.values()) for at in counts.ready_at(chosen))
     p50, longest, each = percentile(wakes, 0.5), wakes[-1], sum(spent.values()) / len(chosen)
     most = ", ".join(f"{number} {what}" for what, number in spent.most_common(6))
+    workers = f"workers Ready p50 {percentile(ready, 0.5):.1f} s, max {ready[-1]:.1f} s; " if ready else ""
     return Figure(
         f"sent in {sent * 1000:.0f} ms; counts written p50 {p50 * 1000:.0f} ms, max {longest * 1000:.0f} ms (a bare "
-        f"client: p50 {percentile(bare, 0.5) * 1000:.0f} ms, max {bare[-1] * 1000:.0f} ms); back to "
+        f"client: p50 {percentile(bare, 0.5) * 1000:.0f} ms, max {bare[-1] * 1000:.0f} ms); {workers}back to "
         f"0 after {back:.1f} s; {each:.1f} API requests each ({most})",
         p50 <= 0.3 and longest <= 0.7 and back <= 5.0 and each <= 12.0,
-        {"sent": sent, "wakes": wakes, "bare": bare, "back": back, "requests": dict(spent)},
+        {"sent": sent, "wakes": wakes, "bare": bare, "ready": ready, "back": back, "requests": dict(spent)},
     )
 
 
@@ -183,17 +200,19 @@ def _copy(name: str, deployment: Object) -> Object:
 
 
 def _take_back(lab: Lab, namespace: str, names: Sequence[str], counts: Counts, *, ready: bool) -> float:
-    """Take the messages. Return the seconds until the last count is 0."""
+    """Take the messages, and wait until the last count is 0. Return when the messages were taken."""
     if ready:
         lab.wait_workers(namespace, names)
         with disturb.consumers(lab, names):
             begun = time.monotonic()
-            return max(counts.wait(names, lambda replicas: replicas == 0).values()) - begun
+            counts.wait(names, lambda replicas: replicas == 0)
+            return begun
     channel = lab.channel()
     begun = time.monotonic()
     for name in names:
         channel.queue_purge(name)
-    return max(counts.wait(names, lambda replicas: replicas == 0).values()) - begun
+    counts.wait(names, lambda replicas: replicas == 0)
+    return begun
 
 
 def _publish(lab: Lab, names: Sequence[str]) -> dict[str, float]:
@@ -208,24 +227,39 @@ def _publish(lab: Lab, names: Sequence[str]) -> dict[str, float]:
 
 
 class Requests:
-    """Counts the operator's requests from now on, in the API server's audit log."""
+    """The operator's requests from now on, in the API server's audit log. An entry appears after up to a second."""
 
     def __init__(self, lab: Lab) -> None:
         self._log = lab.plane.audit_log
         self._offset = self._log.stat().st_size
 
+    def _entries(self) -> Iterator[Object]:
+        with self._log.open() as file:
+            file.seek(self._offset)
+            yield from map(json.loads, file)
+
+    def counts_written(self) -> dict[str, list[float]]:
+        """Return when the API server had carried out each write of a count, by Deployment, on the monotonic clock.
+
+        A watch would show it later: on a busy API server its events lag by up to a second.
+        """
+        offset, found = time.time() - time.monotonic(), defaultdict(list)
+        for entry in self._entries():
+            about = entry.get("objectRef", {})
+            if about.get("subresource") == "scale" and entry["responseStatus"]["code"] == HTTPStatus.OK:
+                written_at = datetime.fromisoformat(entry["stageTimestamp"]).timestamp()
+                found[about["name"]].append(written_at - offset)
+        return found
+
     def spent(self) -> Counter[str]:
         """Return the number of requests by verb and resource. New watches and the Lease do not count."""
         found: Counter[str] = Counter()
-        with self._log.open() as file:
-            file.seek(self._offset)
-            for line in file:
-                entry = json.loads(line)
-                about = entry.get("objectRef", {})
-                if entry["verb"] == "watch" or about.get("resource") == "leases":
-                    continue
-                part = f"/{about['subresource']}" if about.get("subresource") else ""
-                found[f"{entry['verb']} {about.get('resource', '?')}{part}"] += 1
+        for entry in self._entries():
+            about = entry.get("objectRef", {})
+            if entry["verb"] == "watch" or about.get("resource") == "leases":
+                continue
+            part = f"/{about['subresource']}" if about.get("subresource") else ""
+            found[f"{entry['verb']} {about.get('resource', '?')}{part}"] += 1
         return found
 
 
@@ -367,6 +401,14 @@ CROWDS: Final = (
         storm_of_pending,
     ),
     Crowd("storm-1000", f"{STORM} of {{:,}} WorkQueues get a message together", _STORM_GOAL, 1000, 40, storm),
+    Crowd(
+        "storm-fast-controllers",
+        f"{STORM} of {{:,}} WorkQueues get a message together, and the controller-manager has no limit",
+        _STORM_GOAL,
+        200,
+        20,
+        storm_beside_fast_controllers,
+    ),
     Crowd("idle", "{:,} idle WorkQueues", "<= 80 MiB; restart <= 2 s", 1000, 40, idle),
     Crowd("recurring", "{:,} recurring messages at rest", "<= 0.01 core", 1000, 100, recurring),
     Crowd(

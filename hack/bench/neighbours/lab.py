@@ -353,6 +353,31 @@ class Lab:
         """Change the spec of a WorkQueue."""
         self.api.merge(f"{workqueues_path(namespace)}/{name}", {"spec": spec})
 
+    @contextmanager
+    def default_controllers(self) -> Iterator[None]:
+        """Kubernetes' controllers with their default limits while the context lasts."""
+        with self.plane.default_controllers():
+            self._wait_controllers()
+            yield
+        self._wait_controllers()
+
+    def _wait_controllers(self) -> None:
+        """Wait until the controllers, which have just been started, follow a Deployment again."""
+        labels = {"app": "observed"}
+        template = {
+            "metadata": {"labels": labels},
+            "spec": {"containers": [{"name": "none", "image": "none"}]},
+        }
+        spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+        collection = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments"
+        self.api.call("POST", collection, _object("apps/v1", "Deployment", "observed", spec=spec))
+
+        def observed() -> bool:
+            return bool(self.deployments(SYSTEM)["observed"].get("status", {}).get("observedGeneration"))
+
+        eventually(observed, START_SECONDS, "the controllers follow the Deployments")
+        self.api.call("DELETE", f"{collection}/observed")
+
     def in_parallel(self, work: Callable[[str], Any], names: Sequence[str]) -> list[Any]:
         """Call `work` with each name, eight at a time."""
         with ThreadPoolExecutor(THREADS) as pool:
