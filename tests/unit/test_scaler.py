@@ -39,6 +39,7 @@ class Api:
         self.replicas, self.most, self.least, self.status = replicas, most, 0, status
         self.version = 1
         self.message = POLICY
+        self.mutates = False
         self.tried: list[int] = []
         self.cluster = FakeCluster()
         self.cluster.answer("PATCH", "/deployments/jobs-worker/scale", self.patch)
@@ -73,6 +74,10 @@ class Api:
             return ClusterError(422, "the server rejected our request due to an error in our request")
         count = wanted["value"]["replicas"]
         self.tried.append(count)
+        if self.mutates:
+            count = min(max(count, self.least), self.most)
+            if count == self.replicas:  # a write that changes nothing makes no version
+                return scale_of(self.body)
         if not self.least <= count <= self.most:
             return ClusterError(self.status, self.message)
         self.replicas, self.version = count, self.version + 1
@@ -170,9 +175,47 @@ async def test_missing_right_is_reported_as_such() -> None:
     api = Api(most=0, status=403)
     api.message = 'deployments.apps "jobs-worker" is forbidden: User "operator" cannot patch resource'
 
-    decision = await api.scale_out(1)
+    decision = await api.scale_out(100)
 
     assert decision.reason is Reason.API_FORBIDDEN
+    assert "100 replicas" in decision.message
+    assert api.tried == [100], "no other count is admitted either"
+
+
+async def test_count_that_a_webhook_changes_is_reported_as_refused() -> None:
+    api = Api(most=2)
+    api.mutates = True
+
+    decision = await api.scale_out(10)
+
+    assert api.replicas == 2
+    assert isinstance(decision, Hold)
+    assert (decision.wanted, decision.reason) == (10, Reason.COUNT_REFUSED)
+    assert "has set the count back to 2" in decision.message
+    api.tried.clear()
+    await api.scale_out(10)
+    assert api.tried == [], "the refusal is remembered"
+
+
+async def test_scale_in_that_a_webhook_undoes_backs_off() -> None:
+    api = Api(replicas=3, most=9)
+    api.mutates, api.least = True, 3
+
+    for _ in range(3):
+        decision = await api.scale_in(0)
+
+    assert decision.reason is Reason.COUNT_REFUSED
+    assert api.tried == [0]
+
+
+async def test_count_that_a_webhook_changes_is_recorded_as_written() -> None:
+    api = Api(most=2)
+    api.mutates = True
+    decision = ScaleOut(10, 10, Reason.BACKLOG, "the backlog")
+
+    scaled = await api.scaler.raise_count(OURS, decision, api.view, api.state)
+
+    assert [(write.before, write.after) for write in scaled.writes] == [(0, 2)]
 
 
 async def test_failed_test_operation_is_a_conflict_and_no_refusal() -> None:

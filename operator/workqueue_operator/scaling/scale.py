@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason, Unknown
@@ -22,7 +23,7 @@ from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
 from workqueue_operator.scaling.snapshot import Snapshot
-from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier
+from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier, count_of
 from workqueue_operator.workers.client import Answer, SigningKeys
 from workqueue_operator.workers.retire import (
     CONFLICT,
@@ -200,6 +201,8 @@ class Scaler:
                 if not error.denied:
                     raise
                 why, lowest_refused = _why_refused(error, attempt.deployment, target), target
+                if why.reason is Reason.API_FORBIDDEN:  # of any count
+                    lowest_refused = attempt.deployment.replicas + 1
             else:
                 if written is None:
                     return attempt.hold(CONFLICT)
@@ -241,11 +244,17 @@ class Scaler:
             if (current := await self._workload.read(workqueue, deployment.name)) is not None:
                 self._store.put_deployment(current)
             return None
-        attempt.writes.append(CountWrite(self._clock.monotonic(), deployment.replicas, replicas))
-        if replicas < deployment.replicas:
+        admitted = count_of(scale)
+        if admitted == deployment.replicas:
+            raise ClusterError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"an admission webhook or a mutating policy has set the count back to {admitted}",
+            )
+        attempt.writes.append(CountWrite(self._clock.monotonic(), deployment.replicas, admitted))
+        if admitted < deployment.replicas:
             attempt.state = replace(attempt.state, refused_in=None)
         self._store.put_count(scale)
-        return scaled(deployment, replicas)
+        return scaled(deployment, admitted)
 
     async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
         workqueue, deployment, decision = attempt.workqueue, attempt.deployment, attempt.decision

@@ -287,7 +287,8 @@ class WorkloadApplier:
             observed: the count that the decision was made from.
 
         Returns:
-            The Scale afterwards; None when another writer had changed the count.
+            The Scale afterwards, whose count an admission webhook may have changed; None when another writer had
+            changed the count.
 
         Raises:
             ClusterError: the API server refused the count (`denied`), or did not answer.
@@ -309,7 +310,7 @@ class WorkloadApplier:
                 return None
             raise
         applied = self._applied.get(workqueue.metadata.uid)
-        if applied is not None:
+        if applied is not None and count_of(live) != observed:
             # With another writer's change as well, the Deployment has a higher generation.
             applied.generation += 1
         return live
@@ -408,6 +409,11 @@ class WorkloadApplier:
                 await self._kubernetes.apply(path, body)
             except ClusterError as error:
                 raise as_refusal(error, f"{body['kind']} {name!r}") from error
+
+
+def count_of(scale: Object) -> int:
+    """Return the count of a Scale."""
+    return int(scale["spec"].get("replicas", 0))
 
 
 def _only_replicas(wanted: Object, live: Object) -> Object:
