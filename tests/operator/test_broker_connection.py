@@ -76,6 +76,26 @@ async def test_denied_virtual_host_is_distinguished_from_missing_one(
     assert "'stranger'" in problem.message
 
 
+@pytest.mark.parametrize("of", ["user", "virtual-host"])
+async def test_limit_of_connections_is_named(vhost: VirtualHost, of: str) -> None:
+    vhost.broker.add_user(vhost.name, "secret", vhost.name)
+    none = '{"max-connections": 0}'
+    if of == "user":
+        vhost.broker.ctl("set_user_limits", vhost.name, none)
+    else:
+        vhost.broker.ctl("set_vhost_limits", "-p", vhost.name, none)
+
+    try:
+        problem = await connect_error_of(vhost.broker.url_of(vhost.name, vhost.name, "secret"))
+    finally:
+        vhost.broker.delete_user(vhost.name)
+
+    assert problem.reason is Reason.BROKER_UNREACHABLE
+    assert "limit (0) is reached" in problem.message
+    assert "Raise the limit" in problem.message
+    assert "set_permissions" not in problem.message
+
+
 async def test_refused_port_is_unreachable() -> None:
     problem = await connect_error_of(f"amqp://guest:guest@127.0.0.1:{free_port()}/")
     assert problem.reason is Reason.BROKER_UNREACHABLE

@@ -33,6 +33,7 @@ from pika.exceptions import (
 from pika.spec import Queue as QueueMethods
 
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
+from workqueue.amqp.errors import describe
 from workqueue.amqp.frame_limits import BoundedFrames, receive_in_large_parts, send_frames_together
 from workqueue.amqp.parameters import connection_parameters
 from workqueue.amqp.tls import UNUSABLE
@@ -870,6 +871,13 @@ def _connect_problem(error: AMQPConnectorException, binding: Binding) -> Reconci
             "Correct username and password in the Secret. The operator reads it again automatically.",
         )
     if isinstance(cause, ProbableAccessDeniedError) and "NOT_ALLOWED" in said:
+        if "limit" in said and "reached" in said:
+            return ReconcileError(
+                Reason.BROKER_UNREACHABLE,
+                f"The broker {binding.display} refuses another connection of the user {binding.username!r} "
+                f"({describe(cause)}). Raise the limit (rabbitmqctl set_user_limits or set_vhost_limits), or close "
+                "other connections. Replicas stay unchanged.",
+            )
         missing = "not found" in said
         return ReconcileError(
             Reason.VIRTUAL_HOST_NOT_FOUND if missing else Reason.PERMISSION_DENIED,
