@@ -39,6 +39,9 @@ COUNT_CONNECTIONS: Final = 32
 """Connections for writes of a replica count and for retirements. They open when they are needed: with a slow API
 server each one adds to the number of queues that wake in a second."""
 
+LONGEST_RETRY_AFTER: Final = 60.0
+"""Seconds. A proxy before the API server may ask for hours."""
+
 REPORT_CONNECTIONS: Final = 8
 """Connections for statuses and Events."""
 
@@ -177,7 +180,10 @@ class Cluster:
             raise ClusterError(0, f"the API server did not answer: {error!r}") from error
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise _refusal(response.status, text, response.headers.get("Retry-After"))
-        answer: Object = json.loads(text)
+        try:
+            answer: Object = json.loads(text)
+        except ValueError as error:
+            raise ClusterError(0, "the answer is not from the API server: it is no JSON") from error
         return answer
 
 
@@ -222,7 +228,9 @@ def _refusal(status: int, text: bytes | str, retry_after: str | None) -> Cluster
         message = json.loads(text).get("message") or HTTPStatus(status).phrase
     except (ValueError, AttributeError):
         message = f"HTTP {status}"
-    seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    seconds = None
+    if retry_after and retry_after.isdecimal():
+        seconds = min(float(retry_after), LONGEST_RETRY_AFTER)
     return ClusterError(status, message, retry_after=seconds)
 
 
