@@ -11,6 +11,7 @@ import pika
 import pytest
 
 from tests.support.wait import eventually
+from workqueue.amqp import publish_pipeline
 from workqueue.amqp.errors import BrokerError, DeclareError, NotSent, Refused, Returned, Unconfirmed
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
@@ -139,6 +140,20 @@ def test_message_refused_by_full_queue_is_nacked(every_vhost, kind):
     assert every_vhost.depth("q").ready == confirmed
 
 
+def test_publisher_with_one_channel_goes_on_after_a_refusal(vhost, monkeypatch):
+    """It opens another channel, which RabbitMQ allows only when the first is closed."""
+    monkeypatch.setattr(publish_pipeline, "DOUBT_SECONDS", 0.0)
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        channel.queue_declare("q")
+    with vhost.broker.channel_max(1), publishing(vhost) as publisher:
+        publisher.publish_and_wait(Outgoing("full", b""))
+        with pytest.raises(Refused):
+            publisher.publish_and_wait(Outgoing("full", b""))
+        publisher.publish_and_wait(Outgoing("q", b""))
+
+
 def test_missing_exchange_fails_only_its_own_messages(every_vhost):
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
@@ -156,6 +171,7 @@ def test_messages_around_a_refused_one_are_unconfirmed(vhost):
                 publisher.publish(one)
                 for one in (Outgoing("key", b"", exchange="missing"), Outgoing("q", b""))
             ]
+            eventually(lambda: len(publisher._unconfirmed) == 2, what="both are sent")
         errors = [future.exception() for future in futures]
     assert [type(error) for error in errors] == [Unconfirmed, Unconfirmed]
     assert all("404 NOT_FOUND - no exchange 'missing'" in str(error) for error in errors)

@@ -192,12 +192,16 @@ class Connection:
         """Open a pika channel. `on_open` is called with it.
 
         Raises:
-            BrokerError: the connection is not open.
+            BrokerError: the connection is not open, or has no free channel.
         """
         if self._pika is None or not self._is_open:
             raise BrokerError("The connection to RabbitMQ is not open.")
         try:
             return self._pika.channel(on_open_callback=on_open)
+        except pika.exceptions.NoFreeChannels as error:
+            raise BrokerError(
+                f"All {self.channel_max} channels of the connection are in use (channel_max of RabbitMQ)."
+            ) from error
         except pika.exceptions.AMQPError as error:
             raise BrokerError(describe(error)) from error
 

@@ -61,6 +61,9 @@ DECLARE_SECONDS: Final = 30.0
 DOUBT_SECONDS: Final = 1.0
 """The shortest time between two replacements of a channel that got a nack."""
 
+CHANNEL_AGAIN_SECONDS: Final = 0.1
+"""Pause before another attempt to open a channel, while others keep all that the connection may have."""
+
 _WRITE_BYTES: Final = 64 * 1024
 """Size of one write, which joins hundreds of small messages into one system call."""
 
@@ -388,10 +391,20 @@ class PublishPipeline:
     # In the I/O thread -----------------------------------------------------------------------------------
 
     def _open_channel(self) -> None:
-        with contextlib.suppress(BrokerError):  # just lost: on_open is called again
+        try:
             self.connection.channel(self._prepare_channel)
+        except BrokerError:
+            if self.connection.is_open:  # otherwise it was just lost, and on_open is called again
+                generation = self.connection.generation
+                self.connection.call_later(
+                    CHANNEL_AGAIN_SECONDS, lambda: self._open_channel_again(generation)
+                )
         while self._when_open:
             self._when_open.popleft()()
+
+    def _open_channel_again(self, generation: int) -> None:
+        if self.connection.is_open and generation == self.connection.generation:
+            self._open_channel()
 
     def _prepare_channel(self, channel: Any) -> None:
         channel.add_on_close_callback(self._on_channel_closed)
