@@ -8,6 +8,7 @@ from typing import Any
 
 import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.contract import headers, topology
 from workqueue.contract.cancels import Cancel, KnownCancels
@@ -113,14 +114,21 @@ class FakeChannel:
 
     def __init__(self, on_open: Callable[[Any], None]) -> None:
         self._on_open = on_open
+        self._on_close: Callable[[Any, Exception], None] = lambda _channel, _error: None
         self.consumed: list[str] = []
         self.answer: Callable[[Any], None] = lambda _frame: None
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
+    def add_on_close_callback(self, on_close: Callable[[Any, Exception], None]) -> None:
+        self._on_close = on_close
+
     def open(self) -> None:
         self._on_open(self)
+
+    def lose(self) -> None:
+        self._on_close(self, ChannelClosedByBroker(541, "INTERNAL_ERROR"))
 
     def basic_consume(self, queue: str, *_: Any, callback: Any = None, **__: Any) -> None:
         self.consumed.append(queue)
@@ -135,12 +143,14 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.channels: list[FakeChannel] = []
+        self.later: list[Callable[[], None]] = []
 
     def channel(self, on_open: Callable[[Any], None]) -> FakeChannel:
         self.channels.append(FakeChannel(on_open))
         return self.channels[-1]
 
-    def call_later(self, _seconds: float, _function: Callable[[], None]) -> None: ...
+    def call_later(self, _seconds: float, function: Callable[[], None]) -> None:
+        self.later.append(function)
 
 
 @pytest.mark.parametrize("live_first", [True, False], ids=["live-opens-first", "history-opens-first"])
@@ -167,3 +177,22 @@ def test_history_that_opens_late_is_read() -> None:
     history.open()
 
     assert history.consumed == [topology.cancels_name("jobs")] * 2
+
+
+def test_earlier_cancels_are_read_again_after_the_worker_heard_nothing_for_a_while() -> None:
+    """A cancel of that time may come after the end of the stream that was known before."""
+    connection = FakeConnection()
+    Cancels("jobs", connection).attach(lambda: None)
+    live, history = connection.channels
+    live.open()
+    history.open()
+    live.answer(None)
+
+    live.lose()
+    connection.later[-1]()
+    connection.channels[-1].open()
+    connection.channels[-1].answer(None)
+    connection.channels[-1].open()
+
+    assert len(connection.channels) == 4
+    assert connection.channels[-1].consumed == [topology.cancels_name("jobs")] * 2

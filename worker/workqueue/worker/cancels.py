@@ -8,13 +8,14 @@ Everything here happens under the lock of the connection.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.errors import BrokerError, describe
@@ -60,9 +61,10 @@ class Cancels:
         self._attempts = 0
         self._live: Any = None
         self._hears = False
-        """Whether this worker has heard of new cancels since `attach`, so that it may read the earlier ones."""
+        """Whether this worker hears of new cancels, so that it may read the earlier ones."""
         self._history: Any = None
         self._history_is_open = False
+        self._reads = False
         self._end: int | None = None
         """The offset up to which the stream must be read."""
         self._has_ended = False
@@ -112,16 +114,12 @@ class Cancels:
         channel.queue_declare(own, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
         channel.exchange_declare(exchange.name, exchange.type.value.lower(), durable=True)
         channel.queue_bind(own, exchange.name, "")
-        channel.basic_consume(own, self._came, auto_ack=True, callback=lambda _: self._bound())
+        channel.basic_consume(own, self._came, auto_ack=True, callback=lambda _: self._bound(channel))
 
-    def _bound(self) -> None:
-        if self._history is None:
+    def _bound(self, channel: Any) -> None:
+        if channel is self._live:
             self._hears = True
             self._read()
-        elif not self._hears:
-            self._hears = True
-            if self._history_is_open:
-                self._consume(self._history)
 
     def _came(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
         cancel = Cancel.decode(body)
@@ -130,31 +128,42 @@ class Cancels:
 
     def _live_closed(self, channel: Any, error: Exception) -> None:
         if channel is self._live and not channel.connection.is_closing:  # otherwise the worker ends
-            self._live = None
+            # What is cancelled until the worker hears again may come after the end of what it reads now.
+            self._live, self._hears = None, False
+            self._stop_reading()
             self._failed(error, self._listen)
 
     # Earlier cancels ------------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        """Open a channel, and when this worker hears of new cancels, consume from the first record.
+
+        In the other order, it would miss those in between. A second consumer tells the last record.
+        """
         if self._history is None:
-            self._history_is_open = False
+            self._history_is_open = self._reads = False
             self._history = self._open(self._history_opened, self._history_closed)
+        elif self._history_is_open and self._hears and not self._reads:
+            self._reads = True
+            self._end, self._has_ended = None, False
+            for place, came in (("last", self._last_came), ("first", self._record_came)):
+                self._history.basic_consume(self._name, came, arguments={_OFFSET: place})
+
+    def _stop_reading(self) -> None:
+        unused, self._history = self._history, None
+        if unused is not None:
+            with contextlib.suppress(AMQPError):  # it is closing already
+                unused.close()
 
     def _history_opened(self, channel: Any) -> None:
-        if channel is not self._history:
-            return
-        self._history_is_open = True
-        channel.basic_qos(prefetch_count=PREFETCH)
-        if self._hears:
-            self._consume(channel)
-
-    def _consume(self, channel: Any) -> None:
-        """Consume from the first record. A second consumer tells the last one."""
-        self._end, self._has_ended = None, False
-        for place, came in (("last", self._last_came), ("first", self._record_came)):
-            channel.basic_consume(self._name, came, arguments={_OFFSET: place})
+        if channel is self._history:
+            self._history_is_open = True
+            channel.basic_qos(prefetch_count=PREFETCH)
+            self._read()
 
     def _last_came(self, channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        if channel is not self._history:
+            return
         if self._end is None:
             self._end = _offset(properties)
         _acknowledge(channel, method)
@@ -196,9 +205,6 @@ class Cancels:
             return
         self._report(describe(error))
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == ACCESS_REFUSED:
-            if self._history_is_open and not self._hears:
-                unused, self._history, self._history_is_open = self._history, None, False
-                unused.close()
             self._be_ready()
             return
         attempt = self._attempts
