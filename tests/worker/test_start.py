@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.limits import NAME
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import THREADS, Workers, publish
@@ -87,6 +88,15 @@ def test_slots_beyond_broker_channel_limit_are_a_named_error(
     jobs = [{"id": number, "do": "sleep", "seconds": 60} for number in range(5)]
     publish(every_vhost, *jobs)
     eventually(lambda: worker.status()["busy"] == 2 and every_vhost.depth("jobs") == (3, 2))
+
+
+def test_worker_without_a_channel_for_a_slot_says_so(vhost: VirtualHost, workers: Workers) -> None:
+    with vhost.broker.channel_max(1):
+        worker = workers.start(vhost.url, "--concurrency", "3", "--limit-queue", NAME, declare=False)
+        eventually(lambda: worker.status()["slots"] == 0)
+
+    [entry] = [entry for entry in worker.log_entries if entry["level"] == "error"]
+    assert "leaves 0 for 3 slots: raise channel_max." in entry["reason"]
 
 
 def test_two_workers_on_one_machine_get_different_ports(vhost: VirtualHost, workers: Workers) -> None:

@@ -298,12 +298,13 @@ class Consumer:
             limit.attach()
         if self.cancels is not None:
             channels -= 1
-        count = min(len(self.slots), channels)
+        count = max(0, min(len(self.slots), channels))
         self._too_few_channels = None
         if count < len(self.slots):
+            advice = "lower the concurrency, or raise channel_max" if count else "raise channel_max"
             self._too_few_channels = (
                 f"RabbitMQ allows {self.connection.channel_max} channels per connection (channel_max), which leaves "
-                f"{count} for {len(self.slots)} slots: lower the concurrency, or raise channel_max."
+                f"{count} for {len(self.slots)} slots: {advice}."
             )
             logger.error(
                 "Slots without a channel take no messages.",
