@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ from pika import BasicProperties
 
 from tests.support.wait import eventually
 from workqueue.amqp.io_loop import Loop
-from workqueue.message import Message
-from workqueue.worker.executors import processes
+from workqueue.message import Message, Reject
+from workqueue.worker.executors import frames, processes
 from workqueue.worker.executors.launcher import Launcher
 from workqueue.worker.executors.processes import ProcessExecutor
-from workqueue.worker.handlers.outcome import RetryPolicy
+from workqueue.worker.handlers.outcome import HandlerRaised, RetryPolicy
 from workqueue.worker.lease import Lease
 from workqueue.worker.slot import Delivery
 
@@ -162,3 +163,28 @@ def resources() -> tuple[int, int]:
     # Not isinstance, which asks lazy objects of other libraries for their class.
     known = [one for one in gc.get_objects() if type(one) is processes._HandlerProcess]
     return len(list(Path("/proc/self/fd").iterdir())), len(known)
+
+
+def test_last_answer_of_an_ended_process_counts_although_it_is_long(start: Callable[..., Bench]) -> None:
+    """The worker reads 16 KiB at a time while a process lives."""
+    bench = start("def handle(message):\n    pass\n")
+    eventually(lambda: bench.is_ready, PATIENCE)
+    executor = bench.executor
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    supervised = SimpleNamespace(terminate=lambda: None)
+    child: Any = SimpleNamespace(answers=reader, close=lambda: None, supervised=supervised)
+    process = processes._HandlerProcess(executor._seats[0], child, "9-9")
+    slot: Any = SimpleNamespace(number=0)
+    delivery = Delivery(slot, Lease(1, None, 1), None, BasicProperties(), b"")
+    process.running[1] = delivery
+    os.write(writer, frames.pack_outcome(1, Reject("\N{GRINNING FACE}" * 1_900)))
+    os.close(writer)
+
+    with bench.loop:
+        executor._ended(process, -9)
+    os.close(reader)
+
+    [(_, error)] = bench.ended
+    assert isinstance(error, HandlerRaised)
+    assert error.failure.reason == "Rejected"

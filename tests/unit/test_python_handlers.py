@@ -7,6 +7,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -356,3 +357,32 @@ def test_module_attribute_that_raises_is_a_load_error(monkeypatch: pytest.Monkey
 
     with pytest.raises(HandlerLoadError, match="cannot be loaded: RuntimeError: no database"):
         python.load("handler_of_a_user:handle")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "error = RuntimeError('no database'); error.add_note('a hint'); raise error",
+            "RuntimeError: no database",
+        ),
+        ("raise RuntimeError('no database')", "RuntimeError: no database"),
+        ("raise RuntimeError('x' * 2**21)", "RuntimeError: xxx"),
+        ("def handle(:", "SyntaxError: invalid syntax"),
+    ],
+    ids=["note", "text", "2-MiB-text", "syntax"],
+)
+def test_failed_import_says_why_in_a_few_lines(
+    source: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unloadable_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(HandlerLoadError) as caught:
+        python.load("unloadable_module:handle")
+
+    text = str(caught.value)
+    assert expected in text
+    assert "unloadable_module.py, line 1" in text
+    assert len(text) < 2_500

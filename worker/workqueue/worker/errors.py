@@ -7,8 +7,12 @@
 from __future__ import annotations
 
 import traceback
+from typing import Final
 
 from workqueue.contract.errors import WorkerError
+
+LONGEST_SUMMARY: Final = 2_000
+"""Characters. A pod's termination message has 4 KiB."""
 
 
 class ConfigurationError(WorkerError):
@@ -36,8 +40,12 @@ def too_slow(name: str, seconds: float) -> str:
 
 
 def summary(error: BaseException) -> str:
-    """Return the exception's last line and its last place in a file of the user, not of the import system."""
-    line = traceback.format_exception_only(error)[-1].strip()
+    """Return what the exception says, and its last place in a file of the user, not of the import system."""
+    described = traceback.TracebackException(type(error), error, None, compact=True)
+    described.__notes__ = None  # they would come last
+    line = list(described.format_exception_only())[-1].strip()
+    if len(line) > LONGEST_SUMMARY:
+        line = f"{line[:LONGEST_SUMMARY]}..."
     if isinstance(error, SyntaxError):
         return f"{line} ({error.filename}, line {error.lineno})"
     frames = [

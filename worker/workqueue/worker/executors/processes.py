@@ -55,6 +55,9 @@ TURN_BYTES: Final = 2**20
 ANSWER_BYTES: Final = 2**14
 """How much is read of a process's answers before the I/O loop continues."""
 
+LAST_BYTES: Final = 2**20
+"""How much is read of an ended process's answers: all that Linux lets a pipe hold."""
+
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 logger = logging.getLogger(__name__)
@@ -161,14 +164,17 @@ class _HandlerProcess:
         with contextlib.suppress(KeyError):
             loop.remove_handler(self.child.answers)
 
-    def receive(self) -> list[frames.Frame] | None:
+    def receive(self, most: int) -> list[frames.Frame] | None:
         """Return the frames that have arrived, or None when the other side is closed.
+
+        Args:
+            most: bytes to read.
 
         Raises:
             ProtocolError: the process does not speak the protocol.
         """
         try:
-            data = os.read(self.child.answers, ANSWER_BYTES)
+            data = os.read(self.child.answers, most)
         except BlockingIOError:
             return []
         except OSError:
@@ -403,10 +409,10 @@ class ProcessExecutor:
             self._withdraw(process)
             process.child.supervised.terminate()
 
-    def _read(self, process: _HandlerProcess) -> int | None:
+    def _read(self, process: _HandlerProcess, most: int = ANSWER_BYTES) -> int | None:
         """Handle the frames that have arrived, and return their number; None when nothing more can come."""
         try:
-            received = process.receive()
+            received = process.receive(most)
             for frame in received or ():
                 self._received(process, frame)
         except ProtocolError as error:
@@ -492,7 +498,7 @@ class ProcessExecutor:
 
     def _ended(self, process: _HandlerProcess, code: int) -> None:
         """Settle what a process has left, and start the next."""
-        while not process.is_leaving and self._read(process):
+        while not process.is_leaving and self._read(process, LAST_BYTES):
             pass
         process.has_ended = True
         self._cancel_loading_timer(process)
