@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from workqueue.worker.drain import SIGNALS, Signals
+from workqueue.worker.supervisor import SupervisedProcess
 
 PATIENCE = 20.0
 
@@ -57,3 +58,14 @@ def test_first_signal_is_ignored_when_the_worker_ends_by_itself(signals: Signals
     assert not signals.wait(0)
     signal.raise_signal(signal.SIGTERM)
     assert signals.wait(PATIENCE)
+
+
+@pytest.mark.usefixtures("signals")
+def test_parent_that_ignores_ends_of_processes_hides_none_from_the_worker() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        Signals()
+
+        assert SupervisedProcess(["true"]).wait() == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)

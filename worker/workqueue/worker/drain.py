@@ -40,6 +40,8 @@ class Signals:
         self._count = 0
         self._ignores_first = False
         self._leave: Callable[[], object] | None = None
+        # A parent that ignores it passes that on, and the worker would never hear of the end of its processes.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._install()
 
     def _install(self) -> None:
