@@ -19,6 +19,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract.handler_times import bucket_of
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
@@ -479,6 +480,22 @@ def test_unknown_recurring_message_names_those_that_exist() -> None:
 
     with pytest.raises(PluginError, match="There are: nightly"):
         recurring.run(cluster, argparse.Namespace(name="thumbs", trigger="daily", json=False))
+
+
+def test_triggers_of_the_same_second_have_different_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an idempotent handler would take the second message for a redelivery of the first."""
+    found = workqueue(recurring=[{"name": "nightly", "everySeconds": 60}])
+    cluster: Any = SimpleNamespace(workqueue=lambda _: found)
+    published: list[Outgoing] = []
+    pipeline = SimpleNamespace(connection=None, publish_and_wait=published.append)
+    monkeypatch.setattr(broker_access, "connect", lambda *_: nullcontext())
+    monkeypatch.setattr(recurring, "wait_until_open", lambda *_: None)
+    monkeypatch.setattr(recurring, "PublishPipeline", lambda *_: nullcontext(pipeline))
+
+    for _ in range(2):
+        recurring.run(cluster, argparse.Namespace(name="thumbs", trigger="nightly", json=False))
+
+    assert len({message.message_id for message in published}) == 2
 
 
 SLOT = "2026-01-01T01:30:00Z"

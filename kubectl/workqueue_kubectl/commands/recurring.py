@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 from datetime import UTC, datetime
 
 from workqueue.amqp.outgoing import Outgoing
@@ -82,7 +83,8 @@ def _trigger(cluster: Cluster, workqueue: WorkQueue, arguments: argparse.Namespa
     outgoing = Outgoing(
         workqueue.queue_name,
         _body(cluster, workqueue, entry),
-        message_id=f"{message_id(workqueue.metadata.name, entry.name, now)}-manual",
+        # A handler that knows the ids of earlier messages must not take the second one of a second for the first.
+        message_id=f"{message_id(workqueue.metadata.name, entry.name, now)}-manual-{secrets.token_hex(4)}",
         content_type=entry.content_type,
         headers=entry.headers or None,
     )
