@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.commands import COMMAND, environment, workqueue
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.cli import output
+from workqueue.cli import dead, output
 from workqueue.cli.message_sources import InputError, from_arguments
 from workqueue.contract import durations
 
@@ -140,3 +140,11 @@ def test_standard_streams_may_be_closed(closed: str) -> None:
 def test_message_that_is_no_text_is_named() -> None:
     with pytest.raises(InputError, match="message 2 is not UTF-8"):
         list(from_arguments(["a", os.fsdecode(bytes([255]))], Outgoing("q", b"")))
+
+
+def test_errors_of_a_replay_do_not_fill_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    dead._warn_of([f"Message {number} was not confirmed." for number in range(1000)])
+
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0], lines[-1]) == ("Message 0 was not confirmed.", "And so on for 990 other messages.")
+    assert len(lines) == 11

@@ -25,6 +25,9 @@ DEFAULT_LIST_LIMIT: Final = 50
 MOST_CANDIDATES: Final = 10
 """Ids that are listed if the one of `show` is ambiguous."""
 
+MOST_ERRORS: Final = 10
+"""Messages of a replay whose errors are printed. With --json, all are in the document."""
+
 
 class AmbiguousIdError(WorkerError):
     """Several messages have an id that begins as the user wrote it. The error lists them."""
@@ -199,13 +202,20 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
         output.say_json({"queue": arguments.queue, "replayed": replay.moved, "errors": replay.errors})
     else:
         output.say(f"{output.count(replay.moved, 'message')} replayed to {arguments.queue}.")
-    for error in replay.errors:
-        output.warn(error)
+    _warn_of(replay.errors)
     if replay.is_interrupted:
         return _interrupted()
     if replay.errors:
         output.warn("Stopped. The other messages are still in the dead-letter queue.")
     return 1 if replay.errors else 0
+
+
+def _warn_of(errors: Sequence[str]) -> None:
+    """Say why messages were not replayed. A lost connection fails each message that waits for its confirm."""
+    for error in errors[:MOST_ERRORS]:
+        output.warn(error)
+    if len(errors) > MOST_ERRORS:
+        output.warn(f"And so on for {output.count(len(errors) - MOST_ERRORS, 'other message')}.")
 
 
 def _purge(session: Session, arguments: argparse.Namespace) -> int:
