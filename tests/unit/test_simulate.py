@@ -168,6 +168,12 @@ def test_wakes_beyond_capacity_queue_without_bound() -> None:
     assert shards.wake_waits(60.0, 0.02) == [math.inf]
 
 
+def test_operator_that_is_full_at_rest_answers_no_wake_in_time() -> None:
+    assert shards.wake_waits(10.0, 0.05, at_rest=0.55) == [math.inf]
+    alone, beside = (shards.wake_waits(10.0, 0.05, at_rest) for at_rest in (0.0, 0.3))
+    assert sum(alone) < sum(beside)
+
+
 def test_wake_delay_matches_queueing_theory() -> None:
     # One server, fixed service: mean wait = load / (2 * (1 - load)) services.
     waits = shards.wake_waits(25.0, 0.02, count=200_000)

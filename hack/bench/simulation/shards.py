@@ -17,7 +17,7 @@ from hack.bench.report import read
 
 QUEUES: Final = 100_000
 HEADROOM: Final = 0.5
-"""The share of a core that wakes may use. The rest is for bursts."""
+"""The share of a core that an operator may use. The rest is for bursts."""
 
 MEMORY_MIB: Final = 1_024
 RESTART_SECONDS: Final = 30.0
@@ -99,27 +99,30 @@ def plan(costs: UnitCosts, operators: int, wakes_per_second: float, queues: int 
     """
     each = math.ceil(queues / operators)
     rate = wakes_per_second / operators
-    waits = wake_waits(rate, costs.wake_processor_seconds)
+    at_rest = costs.base_cores + costs.queue_cores * each
+    waits = wake_waits(rate, costs.wake_processor_seconds, at_rest)
     return ShardPlan(
         operators=operators,
         queues=each,
         memory_mib=costs.base_mib + costs.queue_kib * each / 1024,
-        cores=costs.base_cores + costs.queue_cores * each + rate * costs.wake_processor_seconds,
+        cores=at_rest + rate * costs.wake_processor_seconds,
         restart_seconds=costs.restart_seconds * each,
         wake_p50=costs.wake_seconds + waits[len(waits) // 2],
         wake_p99=costs.wake_seconds + waits[len(waits) * 99 // 100],
     )
 
 
-def wake_waits(rate: float, seconds: float, count: int = 20_000) -> list[float]:
+def wake_waits(rate: float, seconds: float, at_rest: float = 0.0, count: int = 20_000) -> list[float]:
     """Return how long each wake waits for earlier wakes, sorted, in seconds.
 
     Args:
         rate: wakes per second, at random times.
         seconds: the processor time of one wake.
+        at_rest: the share of the core that the operator uses without wakes.
     """
-    if rate * seconds >= 1:
+    if rate * seconds + at_rest >= 1:
         return [math.inf]
+    seconds /= 1 - at_rest
     chance = random.Random(0)
     now = free = 0.0
     waits = []
