@@ -17,7 +17,7 @@ from hack.bench import environment, faults, report
 from hack.bench.errors import BenchError
 from hack.bench.figures import percentile
 from hack.bench.neighbours.crowd import CROWDS
-from hack.bench.neighbours.figures import KNOWN, meets_goal, told
+from hack.bench.neighbours.figures import KNOWN, _told_now, meets_goal, told
 from hack.bench.neighbours.lab import Life, Result
 from hack.bench.neighbours.probe import Cycle
 from hack.bench.neighbours.rows import ROWS
@@ -256,3 +256,10 @@ def test_row_has_the_highest_of_what_was_measured() -> None:
         "5 handlers, 0.5 seconds",
         "2026-11-27",
     )
+
+
+def test_result_of_another_revision_than_the_page_names_its_own() -> None:
+    result = {"told": "wake p50 20 ms", "revision": "abc1234", "date": "2026-11-27 20:47 UTC"}
+
+    assert _told_now(result, "abc1234") == "wake p50 20 ms"
+    assert _told_now(result, "def5678") == "wake p50 20 ms (revision abc1234, 2026-11-27 20:47 UTC)"

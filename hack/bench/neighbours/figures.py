@@ -89,7 +89,7 @@ def _report(
         name,
         "The operator beside broken neighbours, measured",
         {**report.surroundings(versions), "revision": revision},
-        [_row(row, columns, quick=quick) for row in KNOWN.values() if _measured(row, columns)],
+        [_row(row, columns, revision, quick=quick) for row in KNOWN.values() if _measured(row, columns)],
         f"before ({known})" if known else "before",
         _descriptions(),
         {"columns": columns},
@@ -218,16 +218,30 @@ def _measured(row: Row | Crowd, columns: dict[str, dict[str, Object]]) -> bool:
     return any(row.name in column for column in columns.values())
 
 
-def _row(row: Row | Crowd, columns: dict[str, dict[str, Object]], *, quick: bool) -> report.Row:
+def _row(
+    row: Row | Crowd, columns: dict[str, dict[str, Object]], revision: str, *, quick: bool
+) -> report.Row:
+    """Return a row.
+
+    Args:
+        revision: of the page. An earlier result, of another revision, names its own.
+    """
     now, before = (columns[column].get(row.name) for column in (NOW, BEFORE))
     return report.Row(
         f"`{row.name}`: {row.title.format(row.small if quick else row.full)}",
-        now["told"] if now else "",
+        _told_now(now, revision) if now else "",
         GOAL if isinstance(row, Row) else row.goal,
         now["met"] if now else None,
         before["told"] if before else "",
         load=(now or before or {})["load"],
     )
+
+
+def _told_now(result: Object, revision: str) -> str:
+    told_then: str = result["told"]
+    if result["revision"] == revision:
+        return told_then
+    return f"{told_then} (revision {result['revision']}, {result['date']})"
 
 
 def _descriptions() -> str:
