@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
-from http import HTTPStatus
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason, Unknown
@@ -41,6 +40,8 @@ UNREACHABLE_AFTER: Final = 30.0
 
 RENEW_AFTER: Final = 10.0
 """Seconds after which the lease of a worker that waits for its removal is renewed. It lasts 30 s."""
+
+_UNPROCESSABLE: Final = 422
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,7 @@ class Scaler:
         admitted = count_of(scale)
         if admitted == deployment.replicas:
             raise ClusterError(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
+                _UNPROCESSABLE,
                 f"an admission webhook or a mutating policy has set the count back to {admitted}",
             )
         attempt.writes.append(CountWrite(self._clock.monotonic(), deployment.replicas, admitted))
