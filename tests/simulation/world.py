@@ -107,7 +107,8 @@ def own_time_and_chance(world: World) -> Iterator[None]:
     class _DateTime(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime:
-            return BEGIN.astimezone(tz) + timedelta(seconds=world.now)
+            begin = BEGIN if tz is UTC else BEGIN.astimezone(tz)
+            return begin + timedelta(seconds=world.now)
 
     modules = {
         "time": SimpleNamespace(
@@ -122,11 +123,14 @@ def own_time_and_chance(world: World) -> Iterator[None]:
     ]
     for module, name in PLACES:
         setattr(module, name, modules[name])
+    # `Backoff` imports it when it is called.
+    real_random, sys.modules["random"] = sys.modules["random"], chance  # type: ignore[assignment]
     for clock in clocks:
         clock.datetime = _DateTime
     try:
         yield
     finally:
+        sys.modules["random"] = real_random
         for module, name in PLACES:
             setattr(module, name, sys.modules[name])
         for clock in clocks:
