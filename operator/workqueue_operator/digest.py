@@ -1,4 +1,4 @@
-"""The digest of a JSON value, to detect changes."""
+"""The digest of a JSON value or of a text, to detect changes."""
 
 from __future__ import annotations
 
@@ -11,4 +11,9 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True)
 
 def digest(value: Any) -> bytes:
     """Return a digest of 16 bytes. The order of keys does not matter."""
-    return hashlib.blake2b(_ENCODER.encode(value).encode(), digest_size=16).digest()
+    return digest_of_text(_ENCODER.encode(value))
+
+
+def digest_of_text(text: str) -> bytes:
+    """Return a digest of 16 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

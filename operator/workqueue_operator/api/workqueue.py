@@ -1289,7 +1289,7 @@ class WorkQueue(_Model):
     @property
     def dead_letter_queue_name(self) -> str:
         """The name of the dead-letter queue in RabbitMQ."""
-        return self.queue_settings.dead_letter_queue_name
+        return self.spec.queue.dead_letter_queue or topology.dead_letter_queue_name(self.queue_name)
 
     @property
     def limit(self) -> topology.Limit | None:

@@ -125,7 +125,7 @@ class DepthPoller:
         self.alive_at = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
-                self._rounds(seconds, lambda entry, _: entry.active),
+                self._rounds(seconds, lambda entry, _: entry.active, self._note_alive),
                 name=f"depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
@@ -140,7 +140,6 @@ class DepthPoller:
                 name=f"idle depth poller {broker.binding.display}",
             ),
         ]
-        self._active = self._tasks[0]
 
     def watch(self, key: Key, queue: str) -> PolledQueue:
         """Start polling a queue, in the slow rounds until the caller sets `active` or `warm`."""
@@ -246,7 +245,12 @@ class DepthPoller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _rounds(self, seconds: float, chosen: Callable[[PolledQueue, float], bool]) -> None:
+    async def _rounds(
+        self,
+        seconds: float,
+        chosen: Callable[[PolledQueue, float], bool],
+        note_alive: Callable[[], None] = lambda: None,
+    ) -> None:
         loop, pause = asyncio.get_running_loop(), seconds
         while True:
             await asyncio.sleep(pause)
@@ -254,18 +258,18 @@ class DepthPoller:
             try:
                 entries = [entry for entry in self._all() if chosen(entry, begun)]
                 if entries and self._broker.connected:
-                    await self._round(entries)
+                    await self._round(entries, note_alive)
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})
             pause = min(max(seconds, PAUSE_PER_ROUND * (loop.time() - begun)), LONGEST_PAUSE * seconds)
-            self._note_alive()
+            note_alive()
 
-    async def _round(self, entries: list[PolledQueue]) -> None:
+    async def _round(self, entries: list[PolledQueue], note_alive: Callable[[], None]) -> None:
         """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
         for start in range(0, len(entries), POLLING):
             if start:
-                self._note_alive()
+                note_alive()
             polls = _Polls()
             for entry in entries[start : start + POLLING]:
                 if entry not in self._polling:
@@ -277,8 +281,7 @@ class DepthPoller:
                     break
 
     def _note_alive(self) -> None:
-        if asyncio.current_task() is self._active:
-            self.alive_at = asyncio.get_running_loop().time()
+        self.alive_at = asyncio.get_running_loop().time()
 
     async def _look(self, polled: PolledQueue, polls: _Polls) -> None:
         before = _numbers(polled.last)

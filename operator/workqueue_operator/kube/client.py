@@ -236,7 +236,7 @@ def _refusal(status: int, text: bytes | str, retry_after: str | None) -> Cluster
 
 def micro_time(moment: datetime) -> str:
     """Return a moment in UTC as Kubernetes' MicroTime."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"  # a third of the time of strftime
 
 
 def workqueues_path(namespace: str | None) -> str:

@@ -112,20 +112,17 @@ class Secrets:
 
     async def read_due(self, now: float) -> None:
         """Refresh a share of the Secrets that are due, the oldest first, to spread the load. Forget unused ones."""
-        self._entries = {
-            where: entry
-            for where, entry in self._entries.items()
-            if where in self._users or now - entry.at < KEPT
-        }
-        ages = {
-            where: now - entry.at for where in self._users if (entry := self._entries.get(where)) is not None
-        }
-        due = sorted(
-            (where for where, age in ages.items() if age >= READ_AFTER), key=ages.__getitem__, reverse=True
-        )
+        for where in self._entries.keys() - self._users.keys():
+            if now - self._entries[where].at >= KEPT:
+                del self._entries[where]
+        used = self._entries.keys() & self._users.keys()
+        due = [
+            where for where in self._users if where in used and now - self._entries[where].at >= READ_AFTER
+        ]
         if not due:
             return
-        share = math.ceil(2 * len(ages) * LOOK_EVERY / READ_AFTER)
+        due.sort(key=lambda where: self._entries[where].at)
+        share = math.ceil(2 * len(used) * LOOK_EVERY / READ_AFTER)
         places = asyncio.Semaphore(READS_AT_ONCE)
 
         async def read(where: tuple[str, str]) -> None:

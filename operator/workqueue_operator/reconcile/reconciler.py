@@ -26,7 +26,7 @@ from workqueue_operator.broker.depth_poller import QUEUE_MISSING, QueueMissing
 from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.broker.rates import RateFeeder
-from workqueue_operator.digest import digest
+from workqueue_operator.digest import digest_of_text
 from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
 from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.ownership import Ownership
@@ -430,7 +430,7 @@ class Reconciler:
         if watched.doubtful:
             await handle.poller.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is QUEUE_MISSING]
-        wanted = digest([handle.broker.binding.identity, workqueue.spec.queue.model_dump_json()])
+        wanted = digest_of_text(handle.broker.binding.identity + workqueue.spec.queue.model_dump_json())
         declared = (handle.broker.generation, wanted)
         # A WorkQueue that was suspended has lost its claim.
         if watched.claimed and state.declared == declared and state.queue is not None and not vanished:

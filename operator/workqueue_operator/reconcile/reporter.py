@@ -19,7 +19,7 @@ from typing import Any, Final
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
-from workqueue_operator.digest import digest
+from workqueue_operator.digest import digest, digest_of_text
 from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.client import events_path, workqueue_path
 from workqueue_operator.kube.events import event_body, workqueue_reference
@@ -110,7 +110,7 @@ class _Report:
     def digest(self) -> tuple[bytes, bytes]:
         """Return the digests of the status, with and without numbers. Most passes do not change it."""
         if self.digests is None:
-            self.digests = _digests(self.wanted)
+            self.digests = digest_of_text(self.text), digest(_without_numbers(self.wanted))
         return self.digests
 
 
@@ -263,10 +263,9 @@ class Reporter:
         """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
         written, now = report.written, self._clock.monotonic()
         if written is None:
-            shown = self._shown(report.key, uid)
-            if shown == report.wanted:
+            if self._shown(report.key, uid) == report.wanted:
                 # An earlier process wrote it.
-                report.written = Written(*_digests(shown), now)
+                report.written = Written(*report.digest(), now)
                 return None
             return report.not_before - now
         whole, without_numbers = report.digest()
@@ -444,10 +443,6 @@ class Reporter:
 
 def _reference_to(workqueue: WorkQueue) -> dict[str, str]:
     return workqueue_reference(*workqueue.key, workqueue.metadata.uid)
-
-
-def _digests(status: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    return digest(status), digest(_without_numbers(status))
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

@@ -192,7 +192,7 @@ class ScaleInWindow:
     def record(self, now: float, wanted: int, seconds: float) -> ScaleInWindow:
         """Return the window with `wanted` at `now`, without entries older than `seconds`."""
         kept = tuple((at, count) for at, count in self.peaks if count > wanted and now - at < seconds)
-        return replace(self, peaks=(*kept, (now, wanted)))
+        return ScaleInWindow(self.since, (*kept, (now, wanted)), self.trimmed_at)
 
     def is_full(self, now: float, seconds: float) -> bool:
         """Whether the window covers this many seconds."""

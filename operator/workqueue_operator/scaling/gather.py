@@ -156,16 +156,16 @@ class Gatherer:
                 stopping=_stopping(pods),
                 unreported=_unreported(pods, self._clock.now().timestamp()),
             )
-            if self._still_holds(workqueue, readings, state) and not changes_the_count(
-                workqueue.spec, replace(readings, statuses=state.statuses), deployment, minimum.replicas
-            ):
-                readings = replace(readings, statuses=state.statuses)
+            if self._still_holds(workqueue, readings, state):
+                with_last = replace(readings, statuses=state.statuses)
+                if not changes_the_count(workqueue.spec, with_last, deployment, minimum.replicas):
+                    readings = with_last
             readings, state = await self._ask_who_matters(workqueue, readings, state)
             state = _proven(_with_growth(state, counts), deployment, pods)
             readings = await self._until_plausible(workqueue, connection.handle, readings)
             state = _with_waits(workqueue.spec, state, readings, pods)
             seconds = load(readings.statuses, 0.0).handler_seconds
-            if seconds is not None:
+            if seconds is not None and seconds != state.handler_seconds:
                 state = replace(state, handler_seconds=seconds)
         snapshot = Snapshot(
             workqueue=workqueue,
