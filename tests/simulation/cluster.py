@@ -311,6 +311,11 @@ def _record_exceptions(patches: pytest.MonkeyPatch, errors: list[str]) -> None:
     patches.setattr(logging.Logger, "exception", exception)
 
 
+def _log_nothing(patches: pytest.MonkeyPatch) -> None:
+    """`logging.disable` would empty the cache of each logger, and there are hundreds."""
+    patches.setattr(logging.Logger, "isEnabledFor", lambda *_: False)
+
+
 def _remembered(validate: Callable[[Object], WorkQueue]) -> Callable[[Object], WorkQueue]:
     """Parse each version of a WorkQueue once."""
     known: dict[tuple[str, str], WorkQueue] = {}
@@ -333,6 +338,7 @@ def installed(cluster: Cluster) -> Iterator[None]:
         patches.setattr(module, "threading", worker_threads)
     _share_objects(patches)
     _record_exceptions(patches, cluster.world.loop.errors)
+    _log_nothing(patches)
     patches.setattr(asyncio, "sleep", sleep)
     patches.setattr(WorkQueue, "model_validate", _remembered(WorkQueue.model_validate))
     patches.setattr(main, "connect", cluster.connect)

@@ -246,8 +246,9 @@ async def sleep(delay: float, result: Any = None) -> Any:
         heapq.heappush(loop._timers, timer)
     try:
         await future
-    finally:
+    except BaseException:
         timer[_CALLBACK] = None
+        raise
     return result
 
 

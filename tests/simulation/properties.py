@@ -678,6 +678,8 @@ class Properties:
         self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float
     ) -> None:
         found = set(self._contradict(key, body, queue))
+        if not (found or self._contradictions):
+            return
         for what in found:
             since = self._contradictions.setdefault((key, what), now)
             bound = DEAD_LETTERS if what.startswith("deadLetters") else CONTRADICTS
@@ -686,9 +688,8 @@ class Properties:
                 and self._stage.healthy_for(*self._stage.scopes(key)) > MARGIN + CONTRADICTS
             ):
                 self._world.violated("the status contradicts the state", f"{key[0]}/{key[1]}: {what}")
-        if self._contradictions:
-            for entry in [e for e in self._contradictions if e[0] == key and e[1] not in found]:
-                del self._contradictions[entry]
+        for entry in [e for e in self._contradictions if e[0] == key and e[1] not in found]:
+            del self._contradictions[entry]
 
     def _contradict(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None) -> Iterator[str]:
         """What the status says and the state does not show."""
@@ -709,12 +710,12 @@ class Properties:
         known = conditions.get("DepthKnown", {}).get("status") == "True" and queue is not None
         if known and queue is not None and status.get("messages") != len(queue.ready):
             yield f"messages is not {len(queue.ready)}"
-        ready = sum(
-            is_ready(pod)
-            for other, pod in self._cluster.server.of("pods")
-            if other[1] == key[0]
-            and pod["metadata"]["labels"].get("workqueue.dev/workqueue") == key[1]
+        ready = any(
+            other[1] == key[0]
+            and labelled(pod) == key[1]
+            and is_ready(pod)
             and not pod["metadata"].get("deletionTimestamp")
+            for other, pod in self._cluster.server.of("pods")
         )
         if workers == "WorkersReady" and not ready:
             yield "WorkersReady without a Ready pod"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,7 +49,6 @@ def run(
     """Run a scenario to its end, or until a property does not hold."""
     begun = time.process_time()
     world = World(scenario.seed)
-    logging.disable(logging.CRITICAL)
     gc.disable()
     asyncio.set_event_loop(world.loop)
     try:
@@ -64,7 +62,6 @@ def run(
     finally:
         asyncio.set_event_loop(None)
         gc.enable()
-        logging.disable(logging.NOTSET)
     return Result(scenario, world.violations, world.story, time.process_time() - begun)
 
 
