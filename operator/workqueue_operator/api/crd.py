@@ -6,13 +6,17 @@ branches, no titles. The running operator does not use this module.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 import yaml
 
 from workqueue_operator import names
+from workqueue_operator.api import workqueue
 from workqueue_operator.api.cel import VALIDATIONS, JsonSchema
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Reason
 from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
@@ -66,6 +70,7 @@ def crd() -> JsonSchema:
 def schema() -> JsonSchema:
     """Return the structural OpenAPI schema of a WorkQueue."""
     written = WorkQueue.model_json_schema(by_alias=True)
+    _describe(written)
     lowered = _lower(written, written["$defs"])
     properties = lowered["properties"]
     return {
@@ -79,6 +84,19 @@ def schema() -> JsonSchema:
             "status": {**properties["status"], "default": _not_looked_at()},
         },
     }
+
+
+def _describe(written: JsonSchema) -> None:
+    """Add the docstrings of the fields. pydantic would parse the source for them at each start of the operator."""
+    definitions = {**written["$defs"], WorkQueue.__name__: written}
+    for made in ast.parse(inspect.getsource(workqueue)).body:
+        if not isinstance(made, ast.ClassDef) or made.name not in definitions:
+            continue
+        for field, text in pairwise(made.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                    alias = getattr(workqueue, made.name).model_fields[name].alias
+                    definitions[made.name]["properties"][alias]["description"] = inspect.cleandoc(said)
 
 
 def _not_looked_at() -> JsonSchema:

@@ -118,7 +118,6 @@ class _Model(BaseModel):
         extra="ignore",
         alias_generator=_spelled,
         populate_by_name=True,
-        use_attribute_docstrings=True,
     )
 
     def to_wire(self) -> dict[str, Any]:
