@@ -295,11 +295,10 @@ async def _open(broker: Any, cluster: Cluster) -> Any:
 
 
 def _share_objects(patches: pytest.MonkeyPatch) -> None:
-    """Let the store keep objects instead of JSON text. Nothing changes an object that it has read there."""
-    texts: Any = JsonMap
-    patches.setattr(texts, "__getitem__", lambda self, key: self._texts[key])
-    patches.setattr(texts, "__setitem__", lambda self, key, body: self._texts.__setitem__(key, body))
-    patches.setattr(texts, "containing", lambda self, _text: iter(list(self._texts.values())))
+    """Let the store keep objects instead of packed JSON. Nothing changes an object that it has read there."""
+    packed: Any = JsonMap
+    patches.setattr(packed, "__getitem__", lambda self, key: self._packed[key])
+    patches.setattr(packed, "__setitem__", lambda self, key, body: self._packed.__setitem__(key, body))
 
 
 def _record_exceptions(patches: pytest.MonkeyPatch, errors: list[str]) -> None:

@@ -388,7 +388,8 @@ def test_unfollowed_deployment_is_dropped(store: Store) -> None:
 def test_deleted_objects_leave_nothing_in_the_store(store: Store) -> None:
     for number in range(50):
         name = f"jobs-{number}"
-        store.put_workqueue({**thing(name, 1), "spec": {"limits": {"group": f"group-{number}"}}})
+        spec = {"limits": {"group": f"group-{number}"}, "queue": {"name": f"queue-{number}"}}
+        store.put_workqueue({**thing(name, 1), "spec": spec})
         store.follow(("team", name), "team", f"celery-{number}")
         store.put_deployment(thing(f"celery-{number}", 2))
         store.put_pod(pod(f"pod-{number}", 3, owner=name))
@@ -401,7 +402,7 @@ def test_deleted_objects_leave_nothing_in_the_store(store: Store) -> None:
         take_list(store, kind, [], later)
     left = [store.workqueues, store.deployments, store.pods]
     assert not any([*left, store._seen, store._pods_of, store._followers, store._gone])
-    assert not any([store._groups, store._group_of])
+    assert not any([store._groups, store._group_of, store._queue_of])
 
 
 def test_workqueue_leaves_the_group_that_its_spec_no_longer_names(store: Store) -> None:
@@ -417,6 +418,23 @@ def test_workqueue_leaves_the_group_that_its_spec_no_longer_names(store: Store) 
 
     store.put_workqueue(member(3, None))
     assert not store.group("team", "other")
+
+
+def test_workqueues_are_found_by_the_name_of_their_queue(store: Store) -> None:
+    def named(name: str, version: int, queue: object, namespace: str = "team") -> dict[str, Any]:
+        return {**thing(name, version, namespace=namespace), "spec": {"queue": queue}}
+
+    store.put_workqueue(named("jobs", 1, None))
+    store.put_workqueue(named("jobs", 1, {}, namespace="mail"))
+    store.put_workqueue(named("other", 1, {"name": "jobs"}))
+    store.put_workqueue(named("another", 1, {"name": 7}))
+    assert store.workqueues_of("jobs") == [JOBS, ("mail", "jobs"), OTHER]
+    assert not store.workqueues_of("other")
+
+    store.put_workqueue(named("other", 2, {"name": ""}))
+    store.drop("workqueues", thing("jobs", 3))
+    assert store.workqueues_of("jobs") == [("mail", "jobs")]
+    assert store.workqueues_of("other") == [OTHER]
 
 
 def test_foreign_metadata_is_not_kept(store: Store, woken: list[Key]) -> None:

@@ -70,7 +70,7 @@ class _State(Enum):
     CANCELLING = "cancelling"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Doorbell:
     """One consumer.
 
@@ -93,7 +93,7 @@ class _Doorbell:
     rings: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _ConsumerChannel:
     """One channel with doorbells.
 

@@ -105,6 +105,7 @@ class Store:
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _group_of: dict[Key, str] = field(default_factory=dict)
     _groups: dict[tuple[str, str], set[Key]] = field(default_factory=lambda: defaultdict(set))
+    _queue_of: dict[Key, str] = field(default_factory=dict)
 
     # -- read by passes ------------------------------------------------------------------------------
 
@@ -119,6 +120,10 @@ class Store:
                 await asyncio.sleep(0)
             if (body := self.workqueues.get(key)) is not None:
                 yield body
+
+    def workqueues_of(self, queue: str) -> list[Key]:
+        """Return the WorkQueues whose queue has this name, on any broker."""
+        return [key for key in self.workqueues if self._queue_of.get(key, key[1]) == queue]
 
     def deployment(self, namespace: str, name: str) -> Object | None:
         """Return a Deployment, or None."""
@@ -182,6 +187,7 @@ class Store:
         now = self.workqueues[key] = _lean("workqueues", body)
         group = part_of(now, "spec", "limits", "group")
         self._note_group(key, group if isinstance(group, str) else None)
+        self._note_queue(key, part_of(now, "spec", "queue", "name"))
         changed = known is None or _asks_for(now) != _asks_for(known)
         if changed or (not our_status and now.get("status") != (known or {}).get("status")):
             self.wake(key)
@@ -298,6 +304,7 @@ class Store:
         del self._seen[kind, key]
         if kind == "workqueues":
             self._note_group(key, None)
+            self._note_queue(key, None)
             self.wake(key)
         elif kind == "deployments":
             for owner in self._owners(body):
@@ -315,6 +322,13 @@ class Store:
         if name is not None:
             self._group_of[key] = name
             self._groups[key[0], name].add(key)
+
+    def _note_queue(self, key: Key, name: Any) -> None:
+        """Note the name of a queue, if it is not that of its WorkQueue."""
+        if isinstance(name, str) and name:
+            self._queue_of[key] = name
+        else:
+            self._queue_of.pop(key, None)
 
     def _disown(self, key: Key, pod: PodView) -> None:
         owner = (key[0], pod.workqueue)

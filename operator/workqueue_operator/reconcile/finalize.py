@@ -23,7 +23,7 @@ from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import workqueue_path
 from workqueue_operator.kube.secrets import Secrets
-from workqueue_operator.kube.store import Key, Store, key_of, part_of
+from workqueue_operator.kube.store import Key, Store, part_of
 from workqueue_operator.kube.views import PodView, deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.ports import Clock, Kubernetes, Workers
@@ -148,11 +148,9 @@ class Finalizer:
 
         This asks the store, because after a restart other WorkQueues may not have declared the queue yet.
         """
-        for body in self._store.workqueues.containing(workqueue.queue_name):
-            key = key_of(body)
-            if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
-                continue
-            if (part_of(body, "spec", "queue", "name") or key[1]) != workqueue.queue_name:
+        for key in self._store.workqueues_of(workqueue.queue_name):
+            body = self._store.workqueue(key)
+            if key == workqueue.key or body is None or body["metadata"].get("deletionTimestamp"):
                 continue
             secret = part_of(body, "spec", "connectionSecretRef", "name")
             if secret and await self._is_on(handle, key, secret, workqueue.queue_name) is False:
