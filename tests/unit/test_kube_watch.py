@@ -60,6 +60,18 @@ def test_kopf_event_releases_its_object_without_garbage_collector(kind: str) -> 
     assert watched() is None
 
 
+async def test_kopf_remembers_no_object() -> None:
+    memories = watch.NoMemories()
+    body: Any = pod()
+
+    one = await memories.recall(body, memobase=None, noticed_by_listing=True)
+    other = await memories.recall(body)
+    await memories.forget(body)
+
+    assert one is not other
+    assert not list(memories.iter_all_memories())
+
+
 def test_store_keeps_its_own_copy_of_an_event() -> None:
     store = Store(lambda _: None)
     event = {"type": None, "object": pod()}

@@ -46,6 +46,9 @@ def _without_init_of(*packages: str) -> Iterator[None]:
 with _without("kubernetes"):
     import kopf
 
+    # The types of a parameter of `kopf.spawn_tasks`.
+    from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
+
 with _without_init_of("kubernetes", "kubernetes.aio"):
     ApiClient = import_module("kubernetes.aio.client.api_client").ApiClient
     Configuration = import_module("kubernetes.aio.client.configuration").Configuration
@@ -57,6 +60,8 @@ __all__ = [
     "ApiClient",
     "ApiException",
     "Configuration",
+    "ResourceMemories",
+    "ResourceMemory",
     "kopf",
     "load_incluster_config",
     "load_kube_config",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
-from workqueue_operator.kube.light_imports import kopf
+from workqueue_operator.kube.light_imports import ResourceMemories, ResourceMemory, kopf
 from workqueue_operator.kube.resync import PAGE, PATHS
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
@@ -63,6 +63,14 @@ class _NoDifferences(kopf.DiffBaseStorage):
 
     def store(self, **_: Any) -> None:
         """Store nothing."""
+
+
+class NoMemories(ResourceMemories):
+    """Remembers no object. kopf would keep 1 KiB for each, for resuming handlers, daemons and indices."""
+
+    async def recall(self, raw_body: kopf.RawBody, **about: Any) -> ResourceMemory:
+        """Return a new memory, for one event."""
+        return await super().recall(raw_body, **{**about, "ephemeral": True})
 
 
 def settings() -> kopf.OperatorSettings:
@@ -133,6 +141,7 @@ async def run(
     tasks = await kopf.spawn_tasks(
         registry=registry(store, kinds),
         settings=settings(),
+        memories=NoMemories(),
         standalone=True,
         identity=cast(Any, identity),
         clusterwide=not namespaces,
