@@ -217,6 +217,8 @@ class Reconciler:
         if other is not None:
             return NextPass()
         state = self._pass_state(key, body["metadata"]["uid"])
+        # Everything that is kept by this key then shares its strings.
+        body["metadata"]["namespace"], body["metadata"]["name"] = key
         try:
             workqueue = WorkQueue.model_validate(body)
         except ValidationError as error:

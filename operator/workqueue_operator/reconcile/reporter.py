@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
@@ -161,7 +161,7 @@ class Reporter:
         self._packer = TextPacker()
         self._statuses = Outboxes(clock, STATUS_RATE, is_urgent)
         self._events = Outboxes(clock, EVENT_RATE, is_urgent)
-        self._told: dict[str, dict[str, tuple[str, str]]] = {}
+        self._told: dict[str, tuple[tuple[str, str, str], ...]] = {}
         self._sent: dict[str, dict[tuple[str, str], float]] = {}
         self._event_number = 0
         self._open = True
@@ -238,9 +238,9 @@ class Reporter:
     def status(self, workqueue: WorkQueue, status: Mapping[str, Any]) -> None:
         """Write a status soon, unless the WorkQueue shows it already."""
         uid = workqueue.metadata.uid
-        self._metrics.workqueues.of(*workqueue.key).conditions = [
-            (one["type"], one["status"], one["reason"]) for one in status["conditions"]
-        ]
+        self._metrics.workqueues.of(*workqueue.key).conditions = _shared(
+            tuple((one["type"], one["status"], one["reason"]) for one in status["conditions"])
+        )
         report, text = self._reports.get(uid), json.dumps(status)
         if report is None:
             self._reports[uid] = _Report(workqueue.key, self._packer, self._packer.pack(text))
@@ -341,10 +341,13 @@ class Reporter:
     def transitions(self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding]) -> None:
         """Send one Event and write one log line for each condition whose status or reason has changed."""
         uid, known = workqueue.metadata.uid, workqueue.status.conditions
-        told = self._told.setdefault(uid, {c.type: (c.status.value, c.reason) for c in known})
+        shown = self._told.get(uid) or [(c.type, c.status.value, c.reason) for c in known]
+        told = {kind: (state, reason) for kind, state, reason in shown}
+        now = {kind.value: (finding.status, finding.reason.value) for kind, finding in findings.items()}
+        self._told[uid] = _shared(tuple((kind, *what) for kind, what in {**told, **now}.items()))
         for kind, finding in findings.items():
-            before, told[kind] = told.get(kind), (finding.status, finding.reason.value)
-            if before == told[kind]:
+            before = told.get(kind.value)
+            if before == now[kind.value]:
                 continue
             if (
                 kind is ConditionType.SCALING_ACTIVE
@@ -448,6 +451,12 @@ class Reporter:
                 "An Event could not be sent.",
                 extra={"regarding": body["regarding"]["name"], "detail": error.message},
             )
+
+
+@lru_cache(maxsize=1024)
+def _shared(conditions: tuple[tuple[str, str, str], ...]) -> tuple[tuple[str, str, str], ...]:
+    """Return one object for equal (type, status, reason) of all conditions: most WorkQueues show the same."""
+    return conditions
 
 
 def _reference_to(workqueue: WorkQueue) -> dict[str, str]:
