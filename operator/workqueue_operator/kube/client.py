@@ -181,7 +181,7 @@ class Cluster:
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise _refusal(response.status, text, response.headers.get("Retry-After"))
         try:
-            answer: Object = json.loads(text)
+            answer: Object = json.loads(text, object_hook=_without_managed_fields)
         except ValueError as error:
             raise ClusterError(0, "the answer is not from the API server: it is no JSON") from error
         return answer
@@ -211,6 +211,13 @@ async def connect(
     else:
         await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     return Cluster(ApiClient(configuration), fence, connections, on_request)
+
+
+def _without_managed_fields(value: Object) -> Object:
+    """Remove metadata.managedFields while a text is parsed. Those of a whole page of a LIST would take 3 MiB."""
+    if isinstance(value.get("managedFields"), list):
+        del value["managedFields"]
+    return value
 
 
 def _yaml(body: Any) -> str:

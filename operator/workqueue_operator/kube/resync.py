@@ -26,7 +26,7 @@ FIRST_AGAIN: Final = 2.0
 """Seconds between two attempts of the first LIST."""
 
 PAGE: Final = 50
-"""Objects per response to a LIST. Each takes about 70 KiB, and Python rarely returns memory to the OS."""
+"""Objects per response to a LIST. Each takes about 20 KiB, and Python rarely returns memory to the OS."""
 
 PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,

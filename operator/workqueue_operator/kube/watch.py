@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 from workqueue_operator.kube.light_imports import ResourceMemories, ResourceMemory, kopf
-from workqueue_operator.kube.resync import PAGE, PATHS
+from workqueue_operator.kube.resync import PATHS
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 
 INACTIVITY_SECONDS: Final = 70.0
 IDLE_SECONDS: Final = 0.1
+
+CHUNK: Final = 20
+"""Objects per response to a LIST of kopf, which parses each of them into about 70 KiB. No doorbell waits for them."""
 
 STOP_SECONDS: Final = 5.0
 """Time that kopf gets to stop."""
@@ -87,7 +90,7 @@ def settings() -> kopf.OperatorSettings:
     made.persistence.diffbase_storage = _NoDifferences()
     made.watching.inactivity_timeout = INACTIVITY_SECONDS
     # Each chunk of a LIST is handled before the next one arrives, so that the LIST is never in memory as a whole.
-    made.watching.chunk_size = PAGE
+    made.watching.chunk_size = CHUNK
     # kopf holds the last event of each object for this time.
     made.queueing.idle_timeout = IDLE_SECONDS
     made.watching.label_selectors["pods"] = LABEL_WORKQUEUE
