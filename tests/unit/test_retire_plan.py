@@ -279,7 +279,11 @@ async def test_refusal_of_all_workers_changes_nothing() -> None:
     assert outcome.unreachable == ["b", "c"]
 
 
-@pytest.mark.parametrize("stays", [STARTING, CRASHED], ids=["starting", "crashed"])
+@pytest.mark.parametrize(
+    "stays",
+    [STARTING, replace(STARTING, scheduled=False), CRASHED],
+    ids=["starting", "starting, its node not seen", "crashed"],
+)
 async def test_pod_whose_worker_may_run_unreported_stays(stays: PodView) -> None:
     """A worker takes messages before the kubelet reports that it runs."""
     scene = Scene()
