@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -372,7 +373,8 @@ it uses {costs.base_cores:.4f} core, and {costs.queue_cores * 1e6:.1f} millionth
 restart takes {costs.restart_seconds * 1000:.1f} ms for each WorkQueue. A wake and the scale-in after it take
 {costs.wake_processor_seconds * 1000:.1f} ms of processor time. An operator "fits" if it needs at most
 {shards.MEMORY_MIB} MiB and {shards.HEADROOM:g} core, and installs all doorbells within {shards.RESTART_SECONDS:.0f} s
-of a restart. Wakes come at random times, and an operator handles them one after another.
+of a restart. Wakes come at random times, and an operator handles them one after another. One that needs a whole
+core at rest never gets to them.
 [ADR 5](../adr/0005-shards.md) describes how releases share the queues.
 
 ![Wake latency and memory by the number of operators](simulation-shards.png)"""
@@ -396,7 +398,10 @@ of a restart. Wakes come at random times, and an operator handles them one after
                 f"{plan.memory_mib:,.0f} MiB",
             ]
             line += [f"{plan.cores:.2f} core", f"{plan.restart_seconds:.0f} s"]
-            line += [f"{seconds * 1000:.0f} ms" for seconds in (plan.wake_p50, plan.wake_p99)]
+            line += [
+                f"{seconds * 1000:.0f} ms" if math.isfinite(seconds) else "never"
+                for seconds in (plan.wake_p50, plan.wake_p99)
+            ]
             body.append(line)
         parts.append(f"{rate:.0f} wakes per second over all queues:\n\n{report.grid(head, body)}")
     return "\n\n".join(parts)
