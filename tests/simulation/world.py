@@ -30,7 +30,7 @@ class World:
     """One simulated world.
 
     Attributes:
-        random: for everything that the models choose.
+        random: decides whatever the models choose.
         story: what happened, as (seconds, who, what).
         violations: properties that did not hold.
     """

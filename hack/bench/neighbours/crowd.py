@@ -88,7 +88,7 @@ class Counts:
     def __init__(self, lab: Lab, namespace: str) -> None:
         self._api = lab.api
         self._path = f"/apis/apps/v1/namespaces/{namespace}/deployments?watch=1&timeoutSeconds=3600"
-        self._at: dict[str, tuple[float, int]] = {}
+        self._counts: dict[str, int] = {}
         self._ready_at: dict[str, float] = {}
         threading.Thread(target=self._follow, daemon=True).start()
 
@@ -103,9 +103,8 @@ class Counts:
             connection.close()
 
     def _note(self, at: float, body: Object) -> None:
-        name, replicas = body["metadata"]["name"], body["spec"].get("replicas", 1)
-        if self._at.get(name, (0.0, -1))[1] != replicas:
-            self._at[name] = at, replicas
+        name = body["metadata"]["name"]
+        self._counts[name] = body["spec"].get("replicas", 1)
         if body.get("status", {}).get("readyReplicas"):
             self._ready_at.setdefault(name, at)
 
@@ -113,7 +112,7 @@ class Counts:
         """Wait until all counts fulfil a condition."""
 
         def all_do() -> bool:
-            return all(condition(self._at.get(f"{name}-worker", (0.0, -1))[1]) for name in names)
+            return all(condition(self._counts.get(f"{name}-worker", -1)) for name in names)
 
         eventually(all_do, WAIT_SECONDS, f"{len(names)} counts change")
 
