@@ -26,7 +26,7 @@ from tests.support import operatorprocess, stubkubelet
 from tests.support.controlplane import ENDS_WITH_US, OPERATOR, Api, ApiError, ControlPlane, answers
 from tests.support.objects import Object
 from tests.support.ownnetwork import own_network
-from tests.support.rabbitmq import DEFAULT, Broker, running
+from tests.support.rabbitmq import DEFAULT, Broker, installed, running
 from tests.support.wait import eventually
 from workqueue_operator.names import API_VERSION, KIND
 
@@ -296,6 +296,8 @@ class Stage:
 def stage() -> Iterator[Stage]:
     """Everything, while the context lasts."""
     folder = Path(tempfile.mkdtemp(prefix="generated-", dir=MEMORY if MEMORY.exists() else None))
+    # Its own network reaches no archive.
+    installed(DEFAULT)
     try:
         with (
             own_network(),

@@ -95,6 +95,11 @@ def in_namespaces(root: Path, data: Path, command: Sequence[str], log: Path) -> 
         )
 
 
+def installed(series: str) -> Path:
+    """Return the root file system with this version of RabbitMQ. The first call makes it, and needs the network."""
+    return rootfs(RELEASES[series], ["rabbitmq-server"])
+
+
 class BrokerError(AssertionError):
     """RabbitMQ failed to do what the test needs; the message ends with the tail of its log."""
 
@@ -187,7 +192,7 @@ class Broker:
         self._member = member or Member(_NODE, self._ports.epmd, uuid.uuid4().hex, ())
         self.node = self._member.node
         self.port, self.tls_port, self.management_port = self._ports[:3]
-        self._root = rootfs(RELEASES[series], ["rabbitmq-server"])
+        self._root = installed(series)
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._data.mkdir(parents=True)
@@ -725,7 +730,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else ExitStack():
         for series in _needed(session.items):
-            rootfs(RELEASES[series], ["rabbitmq-server"])
+            installed(series)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,8 @@ from typing import Final
 
 import pika
 
-from hack.cluster.rootfs import rootfs
 from tests.support.ports import free_port
-from tests.support.rabbitmq import RELEASES, Broker, Member, in_namespaces
+from tests.support.rabbitmq import Broker, Member, in_namespaces, installed
 from tests.support.wait import eventually
 
 NODES: Final = 3
@@ -47,7 +46,7 @@ class RabbitCluster:
         ]
         self._folder = folder
         self._epmd_port = port
-        self._root = rootfs(RELEASES[series], ["rabbitmq-server"])
+        self._root = installed(series)
         self._epmd: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

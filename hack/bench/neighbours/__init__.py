@@ -5,6 +5,7 @@ In each row of the matrix the neighbours have another defect, while the healthy 
 times. tests/neighbours runs the cheapest form of each row.
 
     lab          the control plane, RabbitMQ, the stub kubelet and the operator, in a network namespace of their own
+    image        the image as a folder: the operator has the Python and packages of a pod
     disturb      the tools of the rows: threads that publish, edit, listen and requeue
     rows         the rows: a name, a title, and what is wrong with the neighbours
     crowd        figures of many WorkQueues in the same lab: storms, idle and busy ones, recurring messages

@@ -15,6 +15,7 @@ from typing import Any, Final
 from hack.bench import report
 from hack.bench.errors import BenchError
 from hack.bench.figures import MIB, percentile
+from hack.bench.neighbours import image
 from hack.bench.neighbours.crowd import CROWDS, Crowd, Figure
 from hack.bench.neighbours.lab import Lab, Result, lab
 from hack.bench.neighbours.probe import SCALE_IN_SECONDS, WAKE_SECONDS
@@ -66,8 +67,9 @@ def measure(
     name = "neighbours-quick" if quick else "neighbours"
     columns = _known(report.results_file(folder, name))
     versions = {"Kubernetes": KUBERNETES}
-    with _operator_of(before) as (checkout, revision):
-        for row, figure in _run(checkout, [KNOWN[one] for one in rows or KNOWN], versions, quick=quick):
+    with _operator_of(before) as (checkout, revision), image.unpacked() as root:
+        versions["Python of the image"] = image.version(root)
+        for row, figure in _run(checkout, root, [KNOWN[one] for one in rows or KNOWN], versions, quick=quick):
             say(f"{row.name}: {figure.told}")
             columns[BEFORE if before else NOW][row.name] = {
                 "revision": revision,
@@ -156,7 +158,7 @@ def measure_crowd(made: Lab, crowd: Crowd, count: int) -> Figure:
 
 
 def _run(
-    checkout: Path, rows: Sequence[Row | Crowd], versions: dict[str, str], *, quick: bool
+    checkout: Path, root: Path, rows: Sequence[Row | Crowd], versions: dict[str, str], *, quick: bool
 ) -> Iterator[tuple[Row | Crowd, Figure]]:
     """Measure rows. A lab serves many rows, until one of them fails or leaves too much behind."""
     with ExitStack() as labs:
@@ -164,7 +166,7 @@ def _run(
         for row in rows:
             if made is None:
                 with step("The control plane, RabbitMQ and the stub kubelet"):
-                    made = labs.enter_context(lab(checkout))
+                    made = labs.enter_context(lab(checkout, root))
                 versions["RabbitMQ"] = made.broker.version
             count, ended = row.small if quick else row.full, isinstance(row, Row) and row.last
             try:

@@ -5,7 +5,6 @@ Everything ends with the context, and nothing reaches another network. The opera
 
 from __future__ import annotations
 
-import compileall
 import itertools
 import json
 import os
@@ -26,8 +25,10 @@ import pika
 import yaml
 
 from hack.bench.errors import BenchError
+from hack.bench.neighbours import image
 from hack.bench.neighbours.probe import Cycle, Task
 from hack.cluster.checkout import CHECKOUT
+from hack.cluster.commands import run
 from tests.support import operatorprocess, process, stubkubelet
 from tests.support.apiproxy import ApiProxy, api_proxy
 from tests.support.controlplane import (
@@ -41,7 +42,7 @@ from tests.support.controlplane import (
 )
 from tests.support.objects import merged
 from tests.support.ownnetwork import own_network
-from tests.support.rabbitmq import DEFAULT, Broker, running
+from tests.support.rabbitmq import DEFAULT, Broker, installed, running
 from tests.support.wait import eventually
 
 Object = dict[str, Any]
@@ -106,9 +107,12 @@ class Operator:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, checkout: Path, kubeconfig: Path, log: Path, **settings: object) -> None:
+    def __init__(
+        self, checkout: Path, command: Sequence[str], kubeconfig: Path, log: Path, **settings: object
+    ) -> None:
         self.restarts = 0
         self._checkout = checkout
+        self._command = command
         self._kubeconfig = kubeconfig
         self._settings = settings
         self._log = log
@@ -175,7 +179,7 @@ class Operator:
         return operatorprocess.start(
             self._log,
             self._kubeconfig,
-            (*ENDS_WITH_US, *operatorprocess.COMMAND),
+            (*ENDS_WITH_US, *self._command),
             self._checkout,
             pod_namespace=SYSTEM,
             pod_name=f"operator-{next(self._numbers)}",
@@ -216,6 +220,7 @@ class Lab:
 
     Attributes:
         checkout: the checkout whose operator runs.
+        root: the image's folder, whose Python and packages it has; None for those of this process.
         settings: of each operator, as WORKQUEUE_* without the prefix, in small letters.
         plane: the control plane.
         broker: the RabbitMQ of the healthy WorkQueue, and of neighbours that share its connection.
@@ -224,9 +229,16 @@ class Lab:
     _namespaces = itertools.count(1)
 
     def __init__(
-        self, checkout: Path, settings: Object, plane: ControlPlane, broker: Broker, stack: ExitStack
+        self,
+        checkout: Path,
+        root: Path | None,
+        settings: Object,
+        plane: ControlPlane,
+        broker: Broker,
+        stack: ExitStack,
     ) -> None:
         self.checkout = checkout
+        self.root = root
         self.settings = settings
         self.folder = plane.folder.parent
         self.plane = plane
@@ -239,8 +251,8 @@ class Lab:
         self._configuration: Object | None = None
         self._connection: pika.BlockingConnection | None = None
         # As in the image. Compiling them takes memory and a part of each start.
-        for package in ("operator", "worker"):
-            compileall.compile_dir(checkout / package, quiet=2)
+        packages = [str(checkout / package) for package in ("operator", "worker")]
+        run(self._python("-m", "compileall", "-q", *packages), doing="Compiling the operator")
 
     # -- the operator ---------------------------------------------------------------------------------
 
@@ -261,6 +273,12 @@ class Lab:
         assert self.operator is not None
         return self.operator
 
+    def _python(self, *arguments: str) -> list[str]:
+        """Return a command of the operator's Python."""
+        if self.root is None:
+            return [sys.executable, *arguments]
+        return image.inside(self.root, (self.checkout, self.folder), [image.PYTHON, *arguments])
+
     def begin_operator(self) -> Operator:
         """Start the operator as it was started last, without waiting."""
         self.stop_operator()
@@ -273,7 +291,8 @@ class Lab:
             if self.proxy is None:
                 self.proxy = self._stack.enter_context(api_proxy(credentials=kubeconfig))
             kubeconfig = self.proxy.write_kubeconfig(self.folder / "proxied.kubeconfig")
-        self.operator = Operator(self.checkout, kubeconfig, self.folder / "operator.log", **settings)
+        command, log = self._python("-c", operatorprocess.RUN), self.folder / "operator.log"
+        self.operator = Operator(self.checkout, command, kubeconfig, log, **settings)
         return self.operator
 
     def stop_operator(self) -> None:
@@ -528,15 +547,17 @@ class Lab:
 
 
 @contextmanager
-def lab(checkout: Path = CHECKOUT, **settings: object) -> Iterator[Lab]:
+def lab(checkout: Path = CHECKOUT, root: Path | None = None, **settings: object) -> Iterator[Lab]:
     """Everything but the operator, while the context lasts. For the arguments see `Lab`."""
     folder = Path(tempfile.mkdtemp(prefix="neighbours-", dir=MEMORY if MEMORY.exists() else None))
+    # Its own network reaches no archive.
+    installed(DEFAULT)
     try:
         with own_network(), ExitStack() as stack:
             broker = stack.enter_context(running(DEFAULT, management=False))
             plane = stack.enter_context(ControlPlane(folder / "control-plane").running())
             stack.enter_context(stubkubelet.running(plane.folder))
-            made = Lab(checkout, settings, plane, broker, stack)
+            made = Lab(checkout, root, settings, plane, broker, stack)
             made.prepare()
             try:
                 yield made
