@@ -1,7 +1,8 @@
-"""The pass of a ring, on a real RabbitMQ: it ends at the count, since other queues may be waking."""
+"""Passes that end before their report, on a real RabbitMQ, since other queues may be waiting for their doorbells."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.support.passes import KEY, api, applied, operator
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.kube.store import Key
+from workqueue_operator.reconcile.queue import Lane, NextPass
 from workqueue_operator.reconcile.reconciler import REPORT_AFTER_WAKE
 from workqueue_operator.reconcile.reporter import Reporter
 
@@ -33,15 +36,21 @@ class Deployment:
         return self.body
 
 
-async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(
-    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """The statuses that passes report from now on."""
     reported: list[Mapping[str, Any]] = []
 
     def record(_: Reporter, __: WorkQueue, status: Mapping[str, Any]) -> None:
         reported.append(status)
 
     monkeypatch.setattr(Reporter, "status", record)
+    return reported
+
+
+async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = reports(monkeypatch)
     deployment, cluster = Deployment(), api(vhost.url)
     cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
     async with operator(cluster, "team") as passes, channel_of(vhost) as channel:
@@ -64,3 +73,32 @@ async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(
         await passes.reconciler.reconcile(KEY)
 
         assert [status["desiredReplicas"] for status in reported] == [1]
+
+
+async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_reports(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported, others = reports(monkeypatch), asyncio.Event()
+
+    async def wait(_: Key) -> NextPass:
+        await others.wait()
+        return NextPass()
+
+    async with operator(api(vhost.url), "team") as passes:
+        queue = passes.parts.queue
+        queue.start(wait, lambda _: False)
+        queue.add(("team", "other"))
+
+        due = await passes.run()
+
+        handle = passes.parts.brokers.known(KEY)
+        assert handle is not None
+        await until(lambda: handle.broker.has_doorbell("jobs"))
+        assert reported == []
+        assert due == NextPass(0.0, lane=Lane.RESYNC)
+
+        await passes.reconciler.reconcile(KEY)
+
+        assert len(reported) == 1
+        others.set()
+        await queue.stop(60)

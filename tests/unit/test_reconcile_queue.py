@@ -375,6 +375,19 @@ async def test_queue_has_caught_up_after_the_passes_of_the_start() -> None:
     assert caught_up.done()
 
 
+async def test_pass_in_the_lane_of_the_start_comes_after_the_first_passes() -> None:
+    site, first = Site(), names(PLACES_PER_NAMESPACE + 2)
+    await site.add(*first, lane=Lane.RESYNC)
+    assert site.queue.catches_up
+    await site.end(first[0], due=NextPass(0.0, lane=Lane.RESYNC))
+    await site.clock.advance(0.0)
+    await site.end_all()
+
+    assert site.begun == [*first, first[0]]
+    assert not site.queue.catches_up
+    await site.queue.stop(0)
+
+
 async def test_queue_without_keys_has_caught_up_at_once(site: Site) -> None:
     async with asyncio.timeout(60):
         await site.queue.caught_up()

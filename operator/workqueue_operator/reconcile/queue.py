@@ -70,11 +70,13 @@ class NextPass:
         failed: the pass failed. A key that was added during it waits for the pause too. Otherwise a pass that changes
             something and then fails would restart itself immediately, without end.
         holds: a key that is added later also waits for the pause, if its lane is this one or less urgent.
+        lane: of the next pass.
     """
 
     after: float | None = None
     failed: bool = False
     holds: Lane | None = None
+    lane: Lane = Lane.TIMER
 
     def holds_back(self, lane: Lane) -> bool:
         """Whether a key that is added in this lane waits for the pause."""
@@ -173,6 +175,11 @@ class ReconcileQueue:
         self._reconcile, self._is_known, self._open = reconcile, is_known, True
         # Later in this turn the caller adds the keys that are there.
         asyncio.get_running_loop().call_soon(self._note_if_caught_up)
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether passes over keys that were added at the start have still to end."""
+        return self._open and not self._caught_up.is_set()
 
     async def caught_up(self) -> None:
         """Wait until the passes over the keys that were added at the start have ended."""
@@ -299,8 +306,8 @@ class ReconcileQueue:
             self._caught_up.set()
 
     def _on_timer(self, key: Key) -> None:
-        del self._pauses[key]
-        self.add(key, Lane.TIMER)
+        due, _ = self._pauses.pop(key)
+        self.add(key, due.lane)
 
     def _end_pause(self, key: Key) -> None:
         pause = self._pauses.pop(key, None)

@@ -233,8 +233,7 @@ class Reconciler:
         outcome, due = await self._gather_and_scale(workqueue, state)
         state.failures = 0
         if outcome is None:
-            # The Deployment changes now. Its events would start the pass that reports while other queues still wake.
-            return NextPass(due, holds=Lane.EVENT)
+            return due
         reported = (workqueue.metadata.resource_version, outcome)
         # Of a WorkQueue at rest, most passes have nothing new to report.
         if reported != state.reported:
@@ -244,7 +243,7 @@ class Reconciler:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
         binds = BIND_AGAIN if outcome.queue.reason in _TRIES_AGAIN else None
-        return NextPass(min((wait for wait in (due, again, binds) if wait is not None), default=None))
+        return NextPass(min((wait for wait in (due.after, again, binds) if wait is not None), default=None))
 
     def _report(self, workqueue: WorkQueue, outcome: status.Outcome) -> None:
         findings, moment = status.conditions(workqueue, outcome), timestamp(self._clock.now())
@@ -316,12 +315,11 @@ class Reconciler:
 
     async def _gather_and_scale(
         self, workqueue: WorkQueue, state: PassState
-    ) -> tuple[status.Outcome | None, float | None]:
+    ) -> tuple[status.Outcome | None, NextPass]:
         """Everything between reading the resource and reporting.
 
         Returns:
-            The outcome; None while the connection is being opened, and if the next pass reports it. And the seconds
-            until that pass at the latest.
+            The outcome; None while the connection is being opened, and if the next pass reports it. And that pass.
         """
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
@@ -333,7 +331,7 @@ class Reconciler:
             decision = self._decide(workqueue, state, Observation(nothing, nothing))
             return self._with_workload(
                 workqueue, status.Outcome(state.queue or _NOT_YET, decision=decision)
-            ), None
+            ), NextPass()
         parts.secrets.use(workqueue.key, secret)
         try:
             known = parts.brokers.known(workqueue.key)
@@ -346,7 +344,7 @@ class Reconciler:
             )
             handle = await parts.brokers.handle(workqueue.key, binding)
             if not handle.broker.connected and handle.broker.problem is None:
-                return None, CONNECTING_AGAIN
+                return None, NextPass(CONNECTING_AGAIN)
             await self._require_connection(workqueue, handle)
         except ReconcileError as problem:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
@@ -365,11 +363,13 @@ class Reconciler:
             queue = about_limit
         next_slot = parts.recurring.look(workqueue, handle.broker)
         outcome, due = await self._scale(workqueue, state, Connection(handle, binding, place), queue)
-        return outcome, min((wait for wait in (due, next_slot) if wait is not None), default=None)
+        if next_slot is not None and (due.after is None or next_slot < due.after):
+            due = replace(due, after=next_slot)
+        return outcome, due
 
     async def _without_depth(
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None
-    ) -> tuple[status.Outcome, float]:
+    ) -> tuple[status.Outcome, NextPass]:
         """A pass without a depth holds the count, unless a person has pinned it or the queue is another's."""
         unknown = Unknown(problem.reason, problem.message)
         ensured = await self._parts.targets.ensure(workqueue, proven_hash=state.gathered.proven_hash)
@@ -397,7 +397,7 @@ class Reconciler:
         )
         state.problems += 1
         pause = delay(state.problems, *BACKOFF_AFTER_PROBLEM)
-        return self._with_workload(workqueue, outcome), pause
+        return self._with_workload(workqueue, outcome), NextPass(pause)
 
     def _decide(self, workqueue: WorkQueue, state: PassState, seen: Observation) -> Decision:
         decision, state.window = decide(workqueue.spec, seen, state.window, self._clock.monotonic())
@@ -539,7 +539,7 @@ class Reconciler:
 
     async def _scale(
         self, workqueue: WorkQueue, state: PassState, connection: Connection, queue: Finding
-    ) -> tuple[status.Outcome | None, float | None]:
+    ) -> tuple[status.Outcome | None, NextPass]:
         """Decide, change the count, and collect what the status shows. Returns as `_gather_and_scale` does."""
         parts, handle = self._parts, connection.handle
         # Taken here and not at the end: a ring during the pass is for the next pass.
@@ -556,7 +556,12 @@ class Reconciler:
         snapshot = replace(snapshot, deployment=scaled.deployment, pods=parts.targets.pods(workqueue))
         doorbell = await wake.adjust_doorbell(snapshot, decision, handle)
         if ring_at is not None and scaled.writes and isinstance(decision, ScaleOut):
-            return None, REPORT_AFTER_WAKE
+            # The Deployment changes now. Its events would start the pass that reports while other queues still wake.
+            return None, NextPass(REPORT_AFTER_WAKE, holds=Lane.EVENT)
+        if parts.queue.catches_up and not state.caught_up:
+            # The doorbells of all come before the first report.
+            state.caught_up = True
+            return None, NextPass(0.0, lane=Lane.RESYNC)
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)
         parts.protector.update(workqueue.metadata.namespace, snapshot.pods, snapshot.readings.statuses)
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
@@ -594,7 +599,7 @@ class Reconciler:
             _next_look(snapshot, decision, state.window, silent_pause),
             None if refused_until is None else max(refused_until - now, 0.0),
         ]
-        return outcome, min((seconds for seconds in delays if seconds is not None), default=None)
+        return outcome, NextPass(min((seconds for seconds in delays if seconds is not None), default=None))
 
     def _observe_wake(self, writes: Sequence[CountWrite], ring_at: float | None) -> None:
         if ring_at is not None:

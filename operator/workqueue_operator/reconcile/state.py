@@ -29,6 +29,7 @@ class PassState:
         last_scale: the status fields about the last change of the count.
         failures: passes in a row that raised an error, such as one of the API server.
         problems: passes in a row that had no depth.
+        caught_up: whether a pass has set the doorbell and the count since the start of this process.
         reported: the resourceVersion and the outcome of the last pass that had something new to report.
     """
 
@@ -40,6 +41,7 @@ class PassState:
     last_scale: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     problems: int = 0
+    caught_up: bool = False
     reported: tuple[str, Outcome] | None = None
     gathered: GatherState = field(default_factory=GatherState)
     scaled: ScaleState = field(default_factory=ScaleState)
