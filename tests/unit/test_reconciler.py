@@ -12,7 +12,7 @@ from tests.unit.test_store import thing
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
-from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
+from workqueue_operator.reconcile.reconciler import CONNECTING_AGAIN, Dependencies, Reconciler
 from workqueue_operator.reconcile.recurring import RecurringRunner
 from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling.decide import ScaleInWindow
@@ -93,6 +93,14 @@ async def queue_turn() -> None:
     """Let the passes begin that have just been added."""
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+async def test_event_while_the_first_connection_is_opened_does_not_wait() -> None:
+    """A WorkQueue that is deleted or suspended meanwhile would wait for ten seconds."""
+    async with operator(api("amqp://user:secret@127.0.0.1:1/"), "team") as made:
+        due = await made.reconciler.reconcile(KEY)
+
+    assert due == NextPass(CONNECTING_AGAIN)
 
 
 STOPS: dict[str, dict[str, Any]] = {
