@@ -11,7 +11,7 @@ import pytest
 from tests.simulation.mutants import MUTANTS
 from tests.support.kubernetes import CHECKOUT
 
-BY_DAY, BY_NIGHT = "3:6", "0:600"
+BY_DAY, BY_NIGHT = "0:200", "0:10000"
 
 FOUND = {
     "no token": 0,
