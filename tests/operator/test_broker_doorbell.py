@@ -518,3 +518,23 @@ async def test_doorbell_without_a_channel_is_silent_until_the_next_attempt(
             await until(lambda: (names[-1], None) in broker.told.falls)
             await until(lambda: broker.install_doorbell(names[-1], ours=False))
             assert not broker.doorbell_is_silent(names[-1])
+
+
+async def test_doorbell_that_loses_the_connection_after_its_proof_is_not_waited_for(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer and the end of the connection may arrive together."""
+
+    async def prove(doorbells: doorbell.Doorbells, _queue: str) -> bool:
+        doorbells._connection.close()
+        return False
+
+    monkeypatch.setattr(doorbell.Doorbells, "_prove", prove)
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+
+        installed = await asyncio.wait_for(broker.install_doorbell("jobs"), PATIENCE / 3)
+
+        assert not installed
+        await until(lambda: broker.generation == 2)
+        assert broker.doorbells == 0

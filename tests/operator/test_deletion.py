@@ -365,7 +365,9 @@ def deployment(change: dict[str, Any]) -> dict[str, Any]:
 def scaled(cluster: FakeCluster) -> list[int]:
     """The counts that were written."""
     return [
-        request.body["spec"]["replicas"] for request in cluster.asked if request.path.endswith("/jobs-worker")
+        request.body["spec"]["replicas"]
+        for request in cluster.asked
+        if request.path.endswith("/jobs-worker/scale")
     ]
 
 

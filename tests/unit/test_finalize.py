@@ -165,8 +165,20 @@ async def test_deletion_stops_only_workers_of_the_operator(owner: str, *, stoppe
 
     await site.wait()
 
-    written = [path for path in site.cluster.paths("PATCH") if path.endswith("/jobs-worker")]
-    assert bool(written) == stopped
+    written = [path for path in site.cluster.paths("PATCH") if "/deployments/" in path]
+    assert written == (["/apis/apps/v1/namespaces/team/deployments/jobs-worker/scale"] if stopped else [])
+
+
+async def test_deletion_names_a_refusal_to_stop_the_workers() -> None:
+    site = Site({"jobs": (0, 1), "jobs.dead": (0, 0)}, worker(0))
+    sentence = "at least one replica here"
+    site.cluster.answer("PATCH", "/deployments/jobs-worker", ClusterError(422, sentence))
+
+    written = await site.wait()
+
+    (ready,) = (one for one in written["conditions"] if one["type"] == "Ready")
+    assert ready["reason"] == "CountRefused"
+    assert sentence in ready["message"]
 
 
 @pytest.mark.parametrize("needed", [False, True], ids=["deleted", "new policy"])

@@ -136,3 +136,25 @@ async def test_workload_ref_stops_the_workers_of_an_earlier_worker(
     await targets.ensure(workqueue(workloadRef={"name": ref}))
 
     assert bool(cluster.paths("PATCH")) == stopped
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("at least one replica here", Reason.COUNT_REFUSED),
+        ('deployments.apps "jobs-worker" is forbidden: User "operator" cannot patch', Reason.API_FORBIDDEN),
+    ],
+    ids=["by-a-policy", "without-the-right"],
+)
+async def test_refusal_to_stop_the_workers_of_an_earlier_worker_is_named(
+    cluster: FakeCluster, targets: Targets, store: Store, words: str, reason: Reason
+) -> None:
+    metadata = {**DEPLOYMENT["metadata"], "name": "jobs-worker", "ownerReferences": [{"uid": "uid-1"}]}
+    store.put_deployment({"metadata": metadata, "spec": {"replicas": 2}})
+    cluster.answer("PATCH", "/deployments/jobs-worker/scale", ClusterError(403, words))
+
+    found = await targets.ensure(OURS)
+
+    assert isinstance(found, Unknown)
+    assert found.reason is reason
+    assert words in found.message

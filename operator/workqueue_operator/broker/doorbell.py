@@ -38,7 +38,7 @@ from typing import Any, Final
 from pika import spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
+from pika.exceptions import ChannelClosedByBroker, ConnectionWrongStateError, NoFreeChannels
 
 from workqueue.amqp.frame_limits import UnreadProperties
 from workqueue_operator.broker.channel import CALL_TIMEOUT, Calls, ChannelLostError, ChannelRefusedError
@@ -341,6 +341,10 @@ class Doorbells:
             self._drop(doorbell)
             self._silences[doorbell.queue] = _Silence(pause=RETRY_SECONDS[1])
             self._retry_later(doorbell.queue)
+            return
+        except ConnectionWrongStateError:
+            # The proof and the end of the connection may arrive together.
+            self._drop(doorbell)
             return
         doorbell.consumer_channel = consumer_channel
         consumer_channel.doorbells.add(doorbell)

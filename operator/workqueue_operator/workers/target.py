@@ -10,7 +10,8 @@ from __future__ import annotations
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Object, deployment_path
+from workqueue_operator.kube.client import Object, deployment_path, scale_path
+from workqueue_operator.kube.refusal import why_denied
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
@@ -96,7 +97,7 @@ class Targets:
                 )
         if ref.name != workload_name(workqueue.metadata.name):
             # Those of an earlier spec.worker.
-            await self.stop_own_workers(workqueue)
+            await require_own_count(workqueue, 0, self._kubernetes, self._store)
         return live
 
     async def stop_own_workers(self, workqueue: WorkQueue) -> None:
@@ -131,12 +132,32 @@ async def write_own_count(workqueue: WorkQueue, replicas: int, kubernetes: Kuber
         replicas: 0 to stop all.
 
     Raises:
-        ClusterError: the API server did not answer.
+        ClusterError: the API server refused the count (`denied`), or did not answer.
     """
     namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
     own = store.deployment(namespace, name)
     if own is None or not is_owned_by(own, workqueue):
         return
     if (own["spec"].get("replicas", 1) == 0) != (replicas == 0):
-        written = await kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": replicas}})
-        store.put_deployment(written)
+        # A policy that refuses a template admits no other change of the Deployment.
+        store.put_count(await kubernetes.merge(scale_path(namespace, name), {"spec": {"replicas": replicas}}))
+
+
+async def require_own_count(
+    workqueue: WorkQueue, replicas: int, kubernetes: Kubernetes, store: Store
+) -> None:
+    """Do the same, and name a refusal.
+
+    Raises:
+        ReconcileError: the API server refused the count.
+        ClusterError: it did not answer.
+    """
+    try:
+        await write_own_count(workqueue, replicas, kubernetes, store)
+    except ClusterError as error:
+        if not error.denied:
+            raise
+        counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
+        what = f"{counted} of the Deployment {workload_name(workqueue.metadata.name)!r}"
+        why = why_denied(error, what, Reason.COUNT_REFUSED)
+        raise ReconcileError(why.reason, why.message) from error
