@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakecluster import FakeCluster, Request
-from tests.support.passes import KEY, api, applied, operator
+from tests.support.fakecluster import FakeCluster, Request, scale_of
+from tests.support.passes import KEY, Passes, api, operator, reports
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
@@ -19,7 +19,7 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.clock import SystemClock
-from workqueue_operator.errors import ReconcileError
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.reconcile.queue import Lane, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
@@ -134,33 +134,51 @@ async def test_resumed_workqueue_claims_its_queue_again(vhost: VirtualHost) -> N
         assert refused.value.reason is Reason.QUEUE_CLAIMED
 
 
+async def lose_the_queue(passes: Passes, vhost: VirtualHost) -> None:
+    """Let an older WorkQueue claim the queue of one that has two workers."""
+    store, brokers = passes.parts.store, passes.parts.brokers
+    live = store.deployment(KEY[0], "jobs-worker")
+    assert live is not None
+    metadata = {**live["metadata"], "resourceVersion": "3"}
+    store.put_deployment({**live, "metadata": metadata, "spec": {**live["spec"], "replicas": 2}})
+    older = named("older", "team", 0).to_wire()
+    older["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
+    store.put_workqueue(older)
+    handle = await brokers.handle(("team", "older"), from_url(vhost.url))
+    handle.poller.watch(("team", "older"), "jobs").claimed = True
+
+
 async def test_workers_stop_when_an_older_workqueue_claims_their_queue(vhost: VirtualHost) -> None:
     cluster, counts = api(vhost.url), []
-
-    def patch(request: Request) -> dict[str, Any]:
-        if "metadata" in request.body:
-            return applied(request)
-        counts.append(request.body["spec"]["replicas"])
-        return with_replicas(counts[-1], "4")
-
-    cluster.answer("PATCH", "/deployments/jobs-worker", patch)
     async with operator(cluster, "team") as passes:
-        store, brokers = passes.parts.store, passes.parts.brokers
         await passes.run()
-        live = store.deployment(KEY[0], "jobs-worker")
-        assert live is not None
+        await lose_the_queue(passes, vhost)
 
-        def with_replicas(count: int, version: str) -> dict[str, Any]:
-            metadata = {**live["metadata"], "resourceVersion": version}
-            return {**live, "metadata": metadata, "spec": {**live["spec"], "replicas": count}}
+        def write(request: Request) -> dict[str, Any]:
+            counts.append(request.body["spec"]["replicas"])
+            live = passes.parts.store.deployment(KEY[0], "jobs-worker")
+            assert live is not None
+            return scale_of({**live, "metadata": {**live["metadata"], "resourceVersion": "4"}, "spec": {}})
 
-        store.put_deployment(with_replicas(2, "3"))
-        older = named("older", "team", 0).to_wire()
-        older["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
-        store.put_workqueue(older)
-        handle = await brokers.handle(("team", "older"), from_url(vhost.url))
-        handle.poller.watch(("team", "older"), "jobs").claimed = True
+        cluster.answer("PATCH", "/deployments/jobs-worker/scale", write)
 
         await passes.run()
 
-        assert counts == [0]
+    assert counts == [0]
+
+
+async def test_refusal_to_stop_workers_without_a_queue_is_reported_beside_the_claim(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = reports(monkeypatch)
+    cluster = api(vhost.url)
+    async with operator(cluster, "team") as passes:
+        await passes.run()
+        await lose_the_queue(passes, vhost)
+        cluster.answer("PATCH", "/deployments/jobs-worker/scale", ClusterError(403, "at least one here"))
+
+        await passes.run()
+
+    reasons = {one["type"]: one["reason"] for one in reported[-1]["conditions"]}
+    assert reasons["QueueDeclared"] == "QueueClaimed"
+    assert reasons["ScalingActive"] == "CountRefused"

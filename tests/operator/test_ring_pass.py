@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from tests.support.brokers import channel_of, put
 from tests.support.fakecluster import Request, scale_of
-from tests.support.passes import KEY, api, applied, operator
+from tests.support.passes import KEY, api, applied, operator, reports
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
-from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.kube.store import Key
 from workqueue_operator.reconcile.queue import Lane, NextPass
 from workqueue_operator.reconcile.reconciler import REPORT_AFTER_WAKE
-from workqueue_operator.reconcile.reporter import Reporter
 
 
 class Deployment:
@@ -34,17 +31,6 @@ class Deployment:
             return scale_of(self.body)
         self.body = applied(request)
         return self.body
-
-
-def reports(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """The statuses that passes report from now on."""
-    reported: list[Mapping[str, Any]] = []
-
-    def record(_: Reporter, __: WorkQueue, status: Mapping[str, Any]) -> None:
-        reported.append(status)
-
-    monkeypatch.setattr(Reporter, "status", record)
-    return reported
 
 
 async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(

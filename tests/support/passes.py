@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
 from workqueue.contract.worker_api import PORT
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.management import Management
@@ -101,6 +104,17 @@ def applied(request: Request) -> dict[str, Any]:
     """The stored form of an applied Deployment."""
     metadata = {**request.body["metadata"], "uid": "d", "generation": 1, "resourceVersion": "2"}
     return {**request.body, "metadata": metadata, "spec": {"replicas": 0, **request.body["spec"]}}
+
+
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """The statuses that passes report from now on."""
+    reported: list[Mapping[str, Any]] = []
+
+    def record(_: Reporter, __: WorkQueue, status: Mapping[str, Any]) -> None:
+        reported.append(status)
+
+    monkeypatch.setattr(Reporter, "status", record)
+    return reported
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, judge
 from workqueue_operator.workers.client import Address, WorkerStatus
-from workqueue_operator.workers.target import require_own_count
+from workqueue_operator.workers.target import write_own_count
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class Finalizer:
         spec = workqueue.spec
         if spec.worker is None or spec.suspend or spec.replicas is not None:
             return
-        await require_own_count(workqueue, 1, self._kubernetes, self._store)
+        await write_own_count(workqueue, 1, self._kubernetes, self._store)
 
     async def _require_no_messages(
         self, workqueue: WorkQueue, names: list[str], handle: BrokerHandle
@@ -277,7 +277,7 @@ class Finalizer:
         """Stop the workers. They finish or requeue their messages; then the queue is read again."""
         if workqueue.spec.worker is None:
             return
-        await require_own_count(workqueue, 0, self._kubernetes, self._store)
+        await write_own_count(workqueue, 0, self._kubernetes, self._store)
         left = self._store.pods_of(workqueue.key)
         if left:
             raise ReconcileError(

@@ -376,8 +376,11 @@ class Reconciler:
         workload: WorkloadState | Unknown
         if problem.reason is Reason.QUEUE_CLAIMED:
             # Its workers would consume from the queue of the older WorkQueue.
-            await self._parts.targets.stop_own_workers(workqueue)
             workload = unknown
+            try:
+                await self._parts.targets.stop_own_workers(workqueue)
+            except ReconcileError as refused:
+                workload = Unknown(refused.reason, refused.message)
         elif isinstance(ensured, Unknown):
             workload = ensured
         else:

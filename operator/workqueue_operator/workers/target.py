@@ -97,14 +97,15 @@ class Targets:
                 )
         if ref.name != workload_name(workqueue.metadata.name):
             # Those of an earlier spec.worker.
-            await require_own_count(workqueue, 0, self._kubernetes, self._store)
+            await self.stop_own_workers(workqueue)
         return live
 
     async def stop_own_workers(self, workqueue: WorkQueue) -> None:
         """Stop the workers that the operator runs. They finish their messages, as when a WorkQueue is deleted.
 
         Raises:
-            ClusterError: the API server did not answer.
+            ReconcileError: the API server refused.
+            ClusterError: it did not answer.
         """
         await write_own_count(workqueue, 0, self._kubernetes, self._store)
 
@@ -132,32 +133,22 @@ async def write_own_count(workqueue: WorkQueue, replicas: int, kubernetes: Kuber
         replicas: 0 to stop all.
 
     Raises:
-        ClusterError: the API server refused the count (`denied`), or did not answer.
+        ReconcileError: the API server refused the count.
+        ClusterError: it did not answer.
     """
     namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
     own = store.deployment(namespace, name)
     if own is None or not is_owned_by(own, workqueue):
         return
-    if (own["spec"].get("replicas", 1) == 0) != (replicas == 0):
-        # A policy that refuses a template admits no other change of the Deployment.
-        store.put_count(await kubernetes.merge(scale_path(namespace, name), {"spec": {"replicas": replicas}}))
-
-
-async def require_own_count(
-    workqueue: WorkQueue, replicas: int, kubernetes: Kubernetes, store: Store
-) -> None:
-    """Do the same, and name a refusal.
-
-    Raises:
-        ReconcileError: the API server refused the count.
-        ClusterError: it did not answer.
-    """
+    if (own["spec"].get("replicas", 1) == 0) == (replicas == 0):
+        return
     try:
-        await write_own_count(workqueue, replicas, kubernetes, store)
+        # A policy that refuses a template admits no other change of the Deployment.
+        written = await kubernetes.merge(scale_path(namespace, name), {"spec": {"replicas": replicas}})
     except ClusterError as error:
         if not error.denied:
             raise
         counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
-        what = f"{counted} of the Deployment {workload_name(workqueue.metadata.name)!r}"
-        why = why_denied(error, what, Reason.COUNT_REFUSED)
+        why = why_denied(error, f"{counted} of the Deployment {name!r}", Reason.COUNT_REFUSED)
         raise ReconcileError(why.reason, why.message) from error
+    store.put_count(written)
