@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,9 @@ from hack.cluster.commands import run
 from hack.cluster.console import step
 from hack.cluster.daemons import CNI_PLUGINS
 from hack.cluster.errors import ClusterError
+from hack.cluster.locks import locked
 from hack.cluster.plan import Part
+from hack.cluster.rootfs import cache_folder
 
 PART: Final = "Debian packages"
 PROGRAMS: Final = {
@@ -51,7 +53,7 @@ def install() -> None:
     Raises:
         ClusterError: apt-get is missing or failed.
     """
-    _install(missing())
+    install_packages(missing())
 
 
 def install_programs(programs: Mapping[str, str]) -> None:
@@ -63,11 +65,17 @@ def install_programs(programs: Mapping[str, str]) -> None:
     Raises:
         ClusterError: apt-get is missing or failed.
     """
-    _install(sorted({package for program, package in programs.items() if shutil.which(program) is None}))
+    install_packages(
+        sorted({package for program, package in programs.items() if shutil.which(program) is None})
+    )
 
 
-def _install(packages: list[str]) -> None:
-    """Install packages. The package lists are updated only if they do not know a package."""
+def install_packages(packages: Sequence[str]) -> None:
+    """Install packages, one process at a time. The package lists are updated only if they do not know a package.
+
+    Raises:
+        ClusterError: apt-get is missing or failed.
+    """
     if not packages:
         return
     names = " ".join(packages)
@@ -75,7 +83,10 @@ def _install(packages: list[str]) -> None:
         raise ClusterError(
             f"Programs are missing and there is no apt-get. Install the programs of the Debian packages {names}."
         )
-    with step(f"installing the Debian packages {names}", "about 1 minute, once"):
+    lock = locked(
+        cache_folder() / ".packages.lock", "Another process installs Debian packages; waiting for it."
+    )
+    with lock, step(f"installing the Debian packages {names}", "about 1 minute, once"):
         try:
             _apt_get("install", "--no-install-recommends", *packages)
         except ClusterError:
@@ -85,7 +96,8 @@ def _install(packages: list[str]) -> None:
 
 def _apt_get(*arguments: str) -> None:
     run(
-        ["apt-get", "--quiet", "--yes", *arguments],
+        # Another program may install packages, too, such as the updates of a machine that has just started.
+        ["apt-get", "--quiet", "--yes", "--option=DPkg::Lock::Timeout=300", *arguments],
         doing="Installing Debian packages",
         environment={"DEBIAN_FRONTEND": "noninteractive"},
         folder=Path("/"),

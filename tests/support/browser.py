@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 from playwright.async_api import Browser, Page, async_playwright, expect
+
+from hack.cluster.packages import install_packages
 
 PROGRAM: Final = "chromium"
 PACKAGES: Final = ("chromium", "fonts-dejavu-core")
@@ -21,20 +22,11 @@ def program() -> str:
     """Chromium's path; installed where it is missing, as root.
 
     Raises:
-        AssertionError: it cannot be installed.
+        ClusterError: it cannot be installed.
     """
+    if shutil.which(PROGRAM) is None:
+        install_packages(PACKAGES)
     found = shutil.which(PROGRAM)
-    if found is None:
-        for words in (["update"], ["install", "--no-install-recommends", *PACKAGES]):
-            done = subprocess.run(
-                ["apt-get", "--quiet", "--yes", *words],
-                env={"DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"apt-get {words[0]}: {done.stderr[-500:]}"
-        found = shutil.which(PROGRAM)
     assert found is not None
     return found
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.commands import started
 from tests.support.rabbitmq import VirtualHost
+from tests.support.tcpproxy import tcp_proxy
 from tests.support.wait import eventually
 from workqueue.amqp import dead_letter_queue
 from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay, purge
@@ -47,11 +48,18 @@ def test_interrupted_command_reports_what_it_has_moved(filled: VirtualHost) -> N
     words = ("dead", "replay", "--queue", "jobs")
     with (
         filled.connect() as connection,
-        started(words, filled.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command,
+        tcp_proxy(filled.broker.port) as network,
+        # All messages together pass in many pieces, so that the first one comes long before the last.
+        network.slow(0.05),
+        started(
+            words,
+            filled.url.replace(f":{filled.broker.port}/", f":{network.port}/"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as command,
     ):
         channel = connection.channel()
         channel.basic_qos(prefetch_count=1)
-        # The first message that comes says that thousands follow.
         next(channel.consume("jobs", inactivity_timeout=60))
         command.send_signal(signal.SIGINT)
         said, warned = command.communicate()

@@ -31,12 +31,16 @@ def handle(message):
 
 
 def write(folder: Path, version: str) -> None:
-    (folder / "shop.py").write_text(HANDLER.replace("VERSION", version))
+    """Write the handler. All versions have one size and one time, as if they were written within a second."""
+    file = folder / "shop.py"
+    file.write_text(HANDLER.replace("VERSION", version))
+    os.utime(file, (1_700_000_000, 1_700_000_000))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The working directory of a developer."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a developer, where Python keeps what it has compiled."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     made = tmp_path / "project"
     made.mkdir()
     write(made, "old")
@@ -105,7 +109,7 @@ def test_signal_ends_both_processes(
 class Busy:
     """The process of a worker whose handler goes on. Meanwhile its supervisor gets SIGTERM twice."""
 
-    def __init__(self, _command: object) -> None:
+    def __init__(self, _command: object, **_: object) -> None:
         self.seen: list[str] = []
 
     def terminate(self) -> None:

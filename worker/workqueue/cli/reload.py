@@ -73,7 +73,9 @@ class _Worker:
             self._is_ending = False
         if not self.stopping.is_set():
             command = [sys.executable, "-m", __name__, str(os.getpid()), *sys.argv[1:], "--no-reload"]
-            self.process = subprocess.Popen(command)  # noqa: S603 - the command that the user gave
+            # Python takes two versions of a file for the same if they have one size and were written within a second.
+            environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+            self.process = subprocess.Popen(command, env=environment)  # noqa: S603 - the command that the user gave
             if self.stopping.is_set():  # since the line above
                 self.process.terminate()
 
