@@ -158,7 +158,8 @@ async def test_workers_stop_when_an_older_workqueue_claims_their_queue(vhost: Vi
             counts.append(request.body["spec"]["replicas"])
             live = passes.parts.store.deployment(KEY[0], "jobs-worker")
             assert live is not None
-            return scale_of({**live, "metadata": {**live["metadata"], "resourceVersion": "4"}, "spec": {}})
+            metadata = {**live["metadata"], "resourceVersion": "4"}
+            return scale_of({"metadata": metadata, "spec": {"replicas": counts[-1]}})
 
         cluster.answer("PATCH", "/deployments/jobs-worker/scale", write)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,14 +40,10 @@ def unpacked() -> Iterator[Path]:
     Raises:
         BenchError: the image cannot be built or read.
     """
-    with tempfile.TemporaryDirectory(prefix="image-") as folder, tempfile.TemporaryDirectory() as parts:
+    with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
         try:
-            archive = build().file
-            _untar(archive, Path(parts))
-            # A file that a later layer deletes stays, which does no harm here.
-            for layer in json.loads((Path(parts) / "manifest.json").read_text())[0]["Layers"]:
-                _untar(Path(parts) / layer, root, "--exclude=.wh.*")
+            _unpack(build().file, root)
         except ClusterError as error:
             raise BenchError(str(error)) from error
         shutil.copy("/etc/hosts", root / "etc/hosts")
@@ -68,7 +63,16 @@ def inside(root: Path, visible: Sequence[Path], command: Sequence[str]) -> list[
 def version(root: Path) -> str:
     """Return the version of the image's Python."""
     command = inside(root, (), [PYTHON, "-c", "import platform; print(platform.python_version())"])
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return run(command, doing="Asking the image's Python").strip()
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Path(folder)
+        _untar(archive, parts)
+        # A file that a later layer deletes stays, which does no harm here.
+        for layer in json.loads((parts / "manifest.json").read_text())[0]["Layers"]:
+            _untar(parts / layer, root, "--exclude=.wh.*")
 
 
 def _untar(archive: Path, folder: Path, *options: str) -> None:

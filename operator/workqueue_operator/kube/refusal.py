@@ -21,6 +21,12 @@ def why_denied(error: ClusterError, what: str, reason: Reason) -> Unknown:
     return Unknown(reason, f"The API server refuses the {what}: {error.message}")
 
 
+def why_count_denied(error: ClusterError, deployment: str, replicas: int) -> Unknown:
+    """Describe a denied write of a Deployment's count."""
+    counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
+    return why_denied(error, f"{counted} of the Deployment {deployment!r}", Reason.COUNT_REFUSED)
+
+
 def as_refusal(error: ClusterError, what: str) -> Exception:
     """Return a denied write as a ReconcileError; another error as it is."""
     if not error.denied:

@@ -15,7 +15,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.refusal import why_denied
+from workqueue_operator.kube.refusal import why_count_denied
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, deployment_view, leaving, scaled, unsettled
 from workqueue_operator.ports import Broker, Clock
@@ -201,7 +201,7 @@ class Scaler:
             except ClusterError as error:
                 if not error.denied:
                     raise
-                why, lowest_refused = _why_refused(error, attempt.deployment, target), target
+                why, lowest_refused = why_count_denied(error, attempt.deployment.name, target), target
                 if why.reason is Reason.API_FORBIDDEN:  # of any count
                     lowest_refused = attempt.deployment.replicas + 1
             else:
@@ -228,7 +228,7 @@ class Scaler:
         except ClusterError as error:
             if not error.denied:
                 raise
-            why = _why_refused(error, attempt.deployment, decision.replicas)
+            why = why_count_denied(error, attempt.deployment.name, decision.replicas)
             refusal = self._refused_again(attempt.state.refused_in, decision.replicas, why)
             attempt.state = replace(attempt.state, refused_in=refusal)
             return attempt.hold(why)
@@ -337,8 +337,3 @@ class Scaler:
         failures = before.failures + 1 if before is not None else 1
         until = self._clock.monotonic() + delay(failures, *REFUSED_AGAIN)
         return CountRefusal(replicas, why, until, failures)
-
-
-def _why_refused(error: ClusterError, deployment: DeploymentView, replicas: int) -> Unknown:
-    counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
-    return why_denied(error, f"{counted} of the Deployment {deployment.name!r}", Reason.COUNT_REFUSED)

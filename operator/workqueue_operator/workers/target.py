@@ -11,7 +11,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Object, deployment_path, scale_path
-from workqueue_operator.kube.refusal import why_denied
+from workqueue_operator.kube.refusal import why_count_denied
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
@@ -148,7 +148,6 @@ async def write_own_count(workqueue: WorkQueue, replicas: int, kubernetes: Kuber
     except ClusterError as error:
         if not error.denied:
             raise
-        counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
-        why = why_denied(error, f"{counted} of the Deployment {name!r}", Reason.COUNT_REFUSED)
+        why = why_count_denied(error, name, replicas)
         raise ReconcileError(why.reason, why.message) from error
     store.put_count(written)
