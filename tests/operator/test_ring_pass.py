@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from tests.support.brokers import channel_of, put
-from tests.support.fakecluster import Request, scale_of
-from tests.support.passes import KEY, api, applied, operator, reports
+from tests.support.fakecluster import FakeCluster, Request, scale_of
+from tests.support.passes import KEY, api, applied, operator, reports, workqueue
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.kube.store import Key
 from workqueue_operator.reconcile.queue import Lane, NextPass
 from workqueue_operator.reconcile.reconciler import REPORT_AFTER_WAKE
+from workqueue_operator.workers import render
 
 
 class Deployment:
@@ -61,6 +63,20 @@ async def test_pass_of_a_ring_ends_at_the_count_and_the_next_one_reports(
         assert [status["desiredReplicas"] for status in reported] == [1]
 
 
+def deployment_of_an_earlier_spec() -> dict[str, Any]:
+    made = workqueue()
+    made["spec"]["worker"]["image"] = "jobs:0"
+    body = render.deployment(WorkQueue.model_validate(made), render.Defaults(), broker="", proven_hash=None)
+    metadata = {**body["metadata"], "uid": "d", "generation": 1, "resourceVersion": "1"}
+    return {**body, "metadata": metadata, "spec": {**body["spec"], "replicas": 0}}
+
+
+def applies(cluster: FakeCluster) -> list[Request]:
+    """The applies of the Deployment with its template."""
+    asked = [one for one in cluster.asked if one.path.endswith("/deployments/jobs-worker")]
+    return [one for one in asked if "template" in one.body["spec"]]
+
+
 async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_reports(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +86,9 @@ async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_rep
         await others.wait()
         return NextPass()
 
-    async with operator(api(vhost.url), "team") as passes:
+    cluster = api(vhost.url)
+    async with operator(cluster, "team") as passes:
+        passes.parts.store.put_deployment(deployment_of_an_earlier_spec())
         queue = passes.parts.queue
         queue.start(wait, lambda _: False)
         queue.add(("team", "other"))
@@ -81,10 +99,14 @@ async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_rep
         assert handle is not None
         await until(lambda: handle.broker.has_doorbell("jobs"))
         assert reported == []
+        assert applies(cluster) == []
         assert due == NextPass(0.0, lane=Lane.RESYNC)
 
         await passes.reconciler.reconcile(KEY)
 
         assert len(reported) == 1
+        assert [
+            one.body["spec"]["template"]["spec"]["containers"][0]["image"] for one in applies(cluster)
+        ] == ["jobs:1"]
         others.set()
         await queue.stop(60)

@@ -26,7 +26,12 @@ class Deployments(Targets):
         self._replicas = replicas
 
     async def ensure(
-        self, workqueue: WorkQueue, broker: str | None = None, proven_hash: str | None = None
+        self,
+        workqueue: WorkQueue,
+        broker: str | None = None,
+        proven_hash: str | None = None,
+        *,
+        as_it_is: bool = False,
     ) -> Ensured:
         name = workload_name(workqueue.metadata.name)
         metadata = {"name": name, "uid": "d", "generation": 1}

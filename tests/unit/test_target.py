@@ -14,7 +14,7 @@ from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.workers import autoscalers
-from workqueue_operator.workers.apply import WorkloadApplier
+from workqueue_operator.workers.apply import Ensured, WorkloadApplier
 from workqueue_operator.workers.render import Defaults
 from workqueue_operator.workers.target import Targets
 
@@ -102,6 +102,31 @@ async def test_unanswered_autoscaler_list_is_an_error(cluster: FakeCluster, targ
     cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(0, "no answer"))
     with pytest.raises(ClusterError):
         await targets.ensure(OURS)
+
+
+async def test_deployment_that_exists_can_be_taken_as_it_is(
+    cluster: FakeCluster, targets: Targets, store: Store
+) -> None:
+    seen = {
+        "metadata": {**DEPLOYMENT["metadata"], "name": "jobs-worker", "ownerReferences": [{"uid": "uid-1"}]},
+        "spec": {"replicas": 2},
+    }
+    store.put_deployment(seen)
+
+    found = await targets.ensure(workqueue(), as_it_is=True)
+
+    assert isinstance(found, Ensured)
+    assert found.deployment["spec"]["replicas"] == 2
+    assert not cluster.asked
+
+
+async def test_foreign_deployment_is_not_taken_as_it_is(targets: Targets, store: Store) -> None:
+    store.put_deployment({**DEPLOYMENT, "metadata": {**DEPLOYMENT["metadata"], "name": "jobs-worker"}})
+
+    found = await targets.ensure(workqueue(), as_it_is=True)
+
+    assert isinstance(found, Unknown)
+    assert found.reason is Reason.NAME_CONFLICT
 
 
 async def test_refusal_wakes_no_suspended_workqueue(cluster: FakeCluster, targets: Targets) -> None:

@@ -68,8 +68,8 @@ that waits for a channel costs a third more (measured)."""
 ASKING: Final = 16
 """Channels for questions of passes, such as after a ring. Separate, so that they never wait for a poll."""
 
-DECLARING: Final = 4
-"""Channels for declarations and deletions."""
+DECLARING: Final = 8
+"""Channels for declarations and deletions. With 4, the first passes over 1,000 WorkQueues wait for them."""
 
 HEARTBEAT_SECONDS: Final = 5
 """A frozen operator holds one message of each queue after a ring, until its heartbeat times out."""

@@ -25,7 +25,7 @@ BLIND_AFTER: Final = 180.0
 FIRST_AGAIN: Final = 2.0
 """Seconds between two attempts of the first LIST."""
 
-PAGE: Final = 50
+PAGE: Final = 100
 """Objects per response to a LIST. Each takes about 20 KiB, and Python rarely returns memory to the OS."""
 
 PATHS: Final[dict[str, Callable[[str | None], str]]] = {

@@ -547,8 +547,10 @@ class Reconciler:
         parts, handle = self._parts, connection.handle
         # Taken here and not at the end: a ring during the pass is for the next pass.
         ring_at = parts.queue.take_ring(workqueue.key)
+        # The doorbells of all come before the first look at a template, and before the first report.
+        is_first = parts.queue.catches_up and not state.caught_up
         snapshot, state.gathered = await parts.gatherer.gather(
-            workqueue, connection, state.gathered, ring=ring_at is not None
+            workqueue, connection, state.gathered, ring=ring_at is not None, as_it_is=is_first
         )
         decision, state.window = decide(workqueue.spec, snapshot.observation, state.window, snapshot.now)
         decision = beside_stopping_workers(decision, messages_in_stopping_workers(snapshot.readings))
@@ -561,8 +563,7 @@ class Reconciler:
         if ring_at is not None and scaled.writes and isinstance(decision, ScaleOut):
             # The Deployment changes now. Its events would start the pass that reports while other queues still wake.
             return None, NextPass(REPORT_AFTER_WAKE, holds=Lane.EVENT)
-        if parts.queue.catches_up and not state.caught_up:
-            # The doorbells of all come before the first report.
+        if is_first:
             state.caught_up = True
             return None, NextPass(0.0, lane=Lane.RESYNC)
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)

@@ -119,17 +119,26 @@ class Gatherer:
         self._clock = clock
 
     async def gather(
-        self, workqueue: WorkQueue, connection: Connection, state: GatherState, *, ring: bool
+        self,
+        workqueue: WorkQueue,
+        connection: Connection,
+        state: GatherState,
+        *,
+        ring: bool,
+        as_it_is: bool = False,
     ) -> tuple[Snapshot, GatherState]:
         """Gather everything that a decision needs.
 
         Args:
             ring: whether a ring has arrived since the last pass.
+            as_it_is: see `Targets.ensure`.
 
         Returns:
             The snapshot, and the state for the next pass.
         """
-        ensured = await self._targets.ensure(workqueue, connection.binding.display, state.proven_hash)
+        ensured = await self._targets.ensure(
+            workqueue, connection.binding.display, state.proven_hash, as_it_is=as_it_is
+        )
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())

@@ -162,7 +162,7 @@ class WorkloadApplier:
             ClusterError: it did not answer.
         """
         if seen is not None:
-            _require_ours(seen, workqueue)
+            require_ours(seen, workqueue)
         before = None if seen is None else deployment_view(seen)
         inputs = _Inputs(
             workqueue.metadata.generation,
@@ -375,9 +375,9 @@ class WorkloadApplier:
             if error.status != _CONFLICT:
                 raise
             live = await self._kubernetes.get(path)
-            _require_ours(live, workqueue)
+            require_ours(live, workqueue)
             return await self._apply_deployment(workqueue, wanted, live)
-        _require_ours(live, workqueue)
+        require_ours(live, workqueue)
         return live
 
     async def _hand_over_replicas(self, path: str, wanted: Object, seen: Object) -> None:
@@ -471,7 +471,12 @@ def is_owned_by(seen: Object, workqueue: WorkQueue) -> bool:
     return any(owner["uid"] == workqueue.metadata.uid for owner in owners)
 
 
-def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
+def require_ours(seen: Object, workqueue: WorkQueue) -> None:
+    """Check that a Deployment belongs to a WorkQueue.
+
+    Raises:
+        ReconcileError: the name is taken.
+    """
     if is_owned_by(seen, workqueue):
         return
     raise ReconcileError(

@@ -16,7 +16,13 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
 from workqueue_operator.ports import Clock, Kubernetes
-from workqueue_operator.workers.apply import REFUSED_AGAIN, Ensured, WorkloadApplier, is_owned_by
+from workqueue_operator.workers.apply import (
+    REFUSED_AGAIN,
+    Ensured,
+    WorkloadApplier,
+    is_owned_by,
+    require_ours,
+)
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
@@ -57,12 +63,18 @@ class Targets:
         return self._store.pods_of(workqueue.key)
 
     async def ensure(
-        self, workqueue: WorkQueue, broker: str | None = None, proven_hash: str | None = None
+        self,
+        workqueue: WorkQueue,
+        broker: str | None = None,
+        proven_hash: str | None = None,
+        *,
+        as_it_is: bool = False,
     ) -> Ensured | Unknown:
         """Return the current Deployment, created or repaired if the operator owns it; or why it cannot be scaled.
 
         Args:
             broker, proven_hash: see `WorkloadApplier.ensure`.
+            as_it_is: leave an existing Deployment that the operator owns for a later pass.
 
         Raises:
             ClusterError: the API server did not answer.
@@ -71,6 +83,9 @@ class Targets:
         try:
             if workqueue.spec.workload_ref is not None:
                 return Ensured(await self._foreign(workqueue, workqueue.spec.workload_ref, seen))
+            if as_it_is and seen is not None:
+                require_ours(seen, workqueue)
+                return Ensured(seen)
             ensured = await self._workload.ensure(workqueue, seen, broker, proven_hash)
         except ReconcileError as problem:
             return Unknown(problem.reason, problem.message)
