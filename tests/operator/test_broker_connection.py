@@ -119,6 +119,17 @@ async def test_connection_attempt_into_black_hole_times_out() -> None:
                 assert f"127.0.0.1:{port}" in caught.value.message
 
 
+async def test_attempts_that_begin_together_end_at_different_times() -> None:
+    """The ends of hundreds in one turn of the event loop would delay a ring."""
+    async with probe(f"amqp://guest:guest@127.0.0.1:{free_port()}/") as broker:
+        parameters = [one for _ in range(20) for one in await broker._all_parameters()]
+
+    seconds = [one.socket_timeout for one in parameters]
+    assert len(set(seconds)) == len(parameters)
+    assert all(0 < one <= connection.CONNECT_TIMEOUT for one in seconds)
+    assert [one.stack_timeout for one in parameters] == seconds
+
+
 async def test_broker_closes_while_connecting_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 3600.0)
     with black_hole() as port:

@@ -168,7 +168,7 @@ def _run(
                 with step("The control plane, RabbitMQ and the stub kubelet"):
                     made = labs.enter_context(lab(checkout, root))
                 versions["RabbitMQ"] = made.broker.version
-            count, ended = row.small if quick else row.full, isinstance(row, Row) and row.last
+            count, ended = row.small if quick else row.full, row.last
             try:
                 with step(f"Measuring: {row.name}"):
                     figure = (
