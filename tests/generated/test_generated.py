@@ -38,6 +38,10 @@ FOUND: Final = {
         Step({"connectionSecretRef": {"name": "other"}, "queue": {"bindings": None}}),
         Step({"connectionSecretRef": {"name": "rabbitmq"}}),
     ],
+    "recreated-while-the-operator-starts": [
+        Step({}, How.RESTART, waits=False),
+        Step({"replicas": 3}, How.RECREATE, waits=False),
+    ],
 }
 
 

@@ -88,7 +88,45 @@ async def test_partially_failed_list_drops_no_object_of_that_kind(cluster: FakeC
     assert ("team", "two") in store.workqueues
 
 
-async def test_failed_resync_is_followed_by_the_next(cluster: FakeCluster, store: Store) -> None:
+async def test_deletion_before_the_watch_begins_is_found_when_it_has_begun(
+    cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first LIST shows the object, and the watch begins without it."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    resync = Resync(cluster, store, (), 300)
+    cluster.answer("GET", "/workqueues", listed(thing("one", 1), thing("two", 2)))
+    await resync.first()
+    cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
+    asked = len(cluster.asked)
+    running = asyncio.create_task(resync.run())
+    for kind in ("workqueues", "deployments"):
+        store.saw_event(kind)
+    await asyncio.sleep(0.05)
+    assert len(cluster.asked) == asked, "the watch has not delivered each kind"
+
+    store.saw_event("pods")
+
+    await until(lambda: [*store.workqueues] == [("team", "one")])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_second_list_does_not_wait_long_for_a_kind_without_objects(
+    cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WATCH_BEGINS_WITHIN", 0.01)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    running = asyncio.create_task(Resync(cluster, store, (), 300).run())
+
+    await until(lambda: len(cluster.asked) == len(module.PATHS))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_failed_resync_is_followed_by_the_next(
+    cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WATCH_BEGINS_WITHIN", 0.0)
     resync = Resync(cluster, store, (), 0.001)
     cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
     running = asyncio.create_task(resync.run())

@@ -25,8 +25,16 @@ BLIND_AFTER: Final = 180.0
 FIRST_AGAIN: Final = 2.0
 """Seconds between two attempts of the first LIST."""
 
-PAGE: Final = 100
-"""Objects per response to a LIST. Each takes about 20 KiB, and Python rarely returns memory to the OS."""
+WATCH_BEGINS_WITHIN: Final = 30.0
+"""Seconds until the second LIST at most. It is made when the watch has delivered an event of each kind."""
+
+LOOK_SECONDS: Final = 0.5
+"""Seconds between two looks whether it has."""
+
+FIRST_PAGE: Final = 100
+PAGE: Final = 50
+"""Objects per response to the first LIST, and to later ones. Each takes about 20 KiB, and Python rarely returns
+memory to the OS. While a page is read, rings wait; before the first passes there are none."""
 
 PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,
@@ -62,9 +70,12 @@ class Resync:
         self.blind_since: float | None = None
 
     async def run(self) -> None:
-        """List periodically until cancelled."""
+        """List when the watch has begun, then periodically until cancelled.
+
+        The watch does not report what was deleted between the first LIST and its begin.
+        """
+        await self._until_watch_begins()
         while True:
-            await asyncio.sleep(self._seconds)
             try:
                 await self.once()
             except ClusterError as error:
@@ -72,11 +83,20 @@ class Resync:
             except Exception:
                 # An unexpected error in one LIST must not stop the resync.
                 logger.exception("A LIST failed unexpectedly.")
+            await asyncio.sleep(self._seconds)
+
+    async def _until_watch_begins(self) -> None:
+        # The first event of a kind shows that kopf has its list, from which the watch goes on.
+        for _ in range(round(WATCH_BEGINS_WITHIN / LOOK_SECONDS)):
+            if all(self._store.freshness[kind].event is not None for kind in self._kinds):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def first(self) -> None:
         """List everything once, all kinds at the same time. Retries until the API server has answered."""
         while True:
-            found = await asyncio.gather(*map(self._list_kind, self._kinds), return_exceptions=True)
+            lists = [self._list_kind(kind, FIRST_PAGE) for kind in self._kinds]
+            found = await asyncio.gather(*lists, return_exceptions=True)
             try:
                 return self._note([_number(one) for one in found])
             except ClusterError as error:
@@ -92,7 +112,7 @@ class Resync:
             ClusterError: the API server refused or did not answer. Objects received before are in the store. Only
                 a complete LIST of a kind drops objects of that kind.
         """
-        self._note([await self._list_kind(kind) for kind in self._kinds])
+        self._note([await self._list_kind(kind, PAGE) for kind in self._kinds])
 
     def _note(self, surprises: Sequence[int]) -> None:
         """Note that everything was listed.
@@ -119,14 +139,18 @@ class Resync:
             fresh.event is not None and fresh.event >= moment for fresh in self._store.freshness.values()
         )
 
-    async def _list_kind(self, kind: str) -> int:
-        """List one kind in all namespaces; return how many WorkQueues were newer than in the store."""
-        return sum([await self._list(kind, PATHS[kind](namespace), namespace) for namespace in self._scopes])
+    async def _list_kind(self, kind: str, page: int) -> int:
+        """List one kind in all namespaces; return how many WorkQueues were newer than in the store.
 
-    async def _list(self, kind: str, path: str, namespace: str | None) -> int:
+        Args:
+            page: objects per response.
+        """
+        return sum([await self._list(kind, namespace, page) for namespace in self._scopes])
+
+    async def _list(self, kind: str, namespace: str | None, page_size: int) -> int:
         """The same for one namespace, or for the whole cluster."""
-        taken_at = time.monotonic()
-        query = {"limit": str(PAGE)}
+        taken_at, path = time.monotonic(), PATHS[kind](namespace)
+        query = {"limit": str(page_size)}
         if kind == "pods":
             query["labelSelector"] = LABEL_WORKQUEUE
         listed: set[Key] = set()
