@@ -67,7 +67,7 @@ class Watch:
 
     Args:
         feed: called with the type of the event and the object.
-        gaps_hide_deletions: as with kopf, whose new LIST after a gap reports no deletions.
+        gaps_hide_deletions: as with kopf, whose LIST reports no deletions. Its objects have no type.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Watch:
         world: World,
         server: ApiServer,
         plural: str,
-        feed: Callable[[str, Object], None],
+        feed: Callable[[Any, Object], None],
         process: Process | None = None,
         *,
         gaps_hide_deletions: bool = False,
@@ -96,7 +96,7 @@ class Watch:
         """List everything, and follow the changes."""
         for key, body in self._server.of(self._plural):
             self._known[key] = body
-            self._send("ADDED", body)
+            self._send(None if self._hides else "ADDED", body)
 
     def notify(self, kind: str, key: Key, body: Object) -> None:
         """An object has changed."""
@@ -125,11 +125,11 @@ class Watch:
             if not self._hides:
                 self._send("DELETED", body)
         for key, body in now.items():
-            if self._known.get(key) is not body:
+            if self._hides or self._known.get(key) is not body:
                 self._known[key] = body
-                self._send("MODIFIED", body)
+                self._send(None if self._hides else "MODIFIED", body)
 
-    def _send(self, kind: str, body: Object) -> None:
+    def _send(self, kind: str | None, body: Object) -> None:
         if self._process is not None and not self._process.alive:
             return
         weather, chance = self._server.weather, self._world.random
@@ -170,7 +170,7 @@ class ApiServer:
         """Return an object."""
         return self.objects.get((plural, namespace, name))
 
-    def watch(self, plural: str, feed: Callable[[str, Object], None], **named: Any) -> Watch:
+    def watch(self, plural: str, feed: Callable[[Any, Object], None], **named: Any) -> Watch:
         """Begin a watch."""
         made = Watch(self._world, self, plural, feed, **named)
         self._watches.setdefault(plural, []).append(made)

@@ -42,7 +42,7 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.workers import client as workers_client
 
 OPERATOR: Final = "workqueue-operator"
-RESYNC_SECONDS: Final = 60.0
+RESYNC_SECONDS: Final = 300.0
 POLL_SECONDS: Final = 1.0
 
 _KINDS: Final = ("workqueues", "deployments", "pods")
@@ -274,8 +274,8 @@ class Cluster:
         operator, process = self._current(), PROCESS.get()
         assert operator is not None
 
-        def feeder(plural: str) -> Callable[[str, Object], None]:
-            def feed(kind: str, body: Object) -> None:
+        def feeder(plural: str) -> Callable[[Any, Object], None]:
+            def feed(kind: str | None, body: Object) -> None:
                 if plural != "pods" or "workqueue.dev/workqueue" in body["metadata"].get("labels", {}):
                     # The real callback empties what it gets.
                     own = {**body, "metadata": dict(body["metadata"])}

@@ -96,6 +96,10 @@ BLIND: Final = 45.0
 FOREIGN: Final = 120.0
 """Seconds after which a count that something else has written no longer matters."""
 
+JUST_UNREADY: Final = 1.0
+"""Seconds before its removal within which a pod may lose its readiness unseen: a limit of the retirement protocol
+(docs/specs/retire.md). Seed 3924 found such a pod, whose worker had crashed and was busy again."""
+
 WAITS_TOO: Final = 30.0
 """Seconds for which a message waits, so that no step to zero may overlook it."""
 
@@ -134,6 +138,8 @@ class Properties:
         self._most_messages: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
         self._waiting: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
         self._lost_marks: dict[WorkQueueKey, float] = {}
+        self._unready_at: dict[tuple[str, str], float] = {}
+        """When a pod was last seen to lose its readiness, by namespace and name."""
         self._passes: dict[WorkQueueKey, deque[int]] = {}
         self._tokens: dict[tuple[str, str], int] = Counter()
         """How many tokens of a limit per second RabbitMQ has stored, by broker and queue."""
@@ -175,6 +181,8 @@ class Properties:
             return
         if self._world.now - self._lost_marks.get(key, -1e9) < FOREIGN:
             return
+        if self._world.now - self._unready_at.get((key[0], name), -1e9) < JUST_UNREADY:
+            return
         self._world.violated("busy worker removed", f"pod {name} of {key[0]}/{key[1]} had {held} messages")
 
     def _rolls_out(self, key: Key, replicaset: Object) -> bool:
@@ -208,6 +216,8 @@ class Properties:
             and is_ready(after) != is_ready(before)
         ):
             self._world.tell("kubelet", f"pod {key[2]} is {'' if is_ready(after) else 'not '}Ready")
+            if is_ready(before):
+                self._unready_at[key[1], key[2]] = self._world.now
 
     def _on_deployment(self, writer: str, key: Key, before: Object, after: Object) -> None:
         was, now = before["spec"].get("replicas", 1), after["spec"].get("replicas", 1)
@@ -433,7 +443,9 @@ class Properties:
         if late < -MILLISECOND:
             self._world.violated("a delayed message is early", f"{message.original}: {-late:.3f} s")
         # Without its confirm a copy is published again, and the second one is late.
-        scopes = ["confirms", f"broker {stage.broker(keys[0])}", *(f"wq {key[0]}/{key[1]}" for key in keys)]
+        host = stage.broker(keys[0])
+        # An alarm holds up the copy of a message whose handler has failed.
+        scopes = ["confirms", f"broker {host}", f"alarm {host}", *(f"wq {key[0]}/{key[1]}" for key in keys)]
         if late > LATE and stage.healthy_for(*scopes) > LONGEST_DELAY:
             self._world.violated("a delayed message is late", f"{message.original}: {late:.1f} s")
 
@@ -637,7 +649,8 @@ class Properties:
             self._world.violated(
                 "a healthy WorkQueue waits", f"{key[0]}/{key[1]}: {now - since:.0f} s without a worker"
             )
-        if _names_obstacle(body):
+        # A polled queue without a majority looks empty (docs/scaling.md).
+        if _names_obstacle(body) or (polled and queue.leaderless and queue.answers_zero):
             self._named_at[key] = now
         nameless = now - max(self._named_at.get(key, since), since)
         if (

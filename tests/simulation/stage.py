@@ -249,7 +249,7 @@ class Stage:
     def broker_has_a_memory_alarm(self, host: str) -> Any:
         rabbit = self.cluster.rabbits[host]
         rabbit.alarm = True
-        return [], lambda: setattr(rabbit, "alarm", False)
+        return [f"alarm {host}"], lambda: setattr(rabbit, "alarm", False)
 
     def broker_is_slow(self, host: str) -> Any:
         rabbit = self.cluster.rabbits[host]

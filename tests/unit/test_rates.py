@@ -95,6 +95,16 @@ def test_pause_of_the_operator_is_followed_by_no_more_than_the_burst() -> None:
     assert pace.published(HUNDRED, 60, HUNDRED.burst + 1, HUNDRED.burst + 1).due(HUNDRED, 60) == 0
 
 
+def test_tokens_that_are_confirmed_late_belong_to_the_burst() -> None:
+    pace = Pace(0, 0, is_full=False)
+    assert pace.due(HUNDRED, 0.05) == 5
+
+    pace = pace.published(HUNDRED, 60, 5, 5)
+
+    assert pace.due(HUNDRED, 0.05) == 0
+    assert pace.due(HUNDRED, 60) == HUNDRED.burst + 1 - 5
+
+
 def test_full_queue_gets_one_token_at_a_time_until_it_takes_one() -> None:
     tokens = Tokens(HUNDRED, Pace(0, 0), waiting=False, ready=20)
 

@@ -11,6 +11,7 @@ from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube import resync as module
+from workqueue_operator.kube import watch
 from workqueue_operator.kube.resync import Resync
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
@@ -88,45 +89,47 @@ async def test_partially_failed_list_drops_no_object_of_that_kind(cluster: FakeC
     assert ("team", "two") in store.workqueues
 
 
-async def test_deletion_before_the_watch_begins_is_found_when_it_has_begun(
+async def test_deletion_before_a_list_of_the_watch_is_found_after_that_list(
     cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first LIST shows the object, and the watch begins without it."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    """The watch begins with a LIST without the object, and lists again after a gap."""
+    monkeypatch.setattr(module, "AFTER_WATCH_LISTS", 0.01)
     resync = Resync(cluster, store, (), 300)
     cluster.answer("GET", "/workqueues", listed(thing("one", 1), thing("two", 2)))
     await resync.first()
     cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
-    asked = len(cluster.asked)
     running = asyncio.create_task(resync.run())
-    for kind in ("workqueues", "deployments"):
-        store.saw_event(kind)
-    await asyncio.sleep(0.05)
-    assert len(cluster.asked) == asked, "the watch has not delivered each kind"
+    for gone in ("two", "one"):
+        watch._feed(store, "workqueues", {"type": None, "object": thing("one", 1)})
 
-    store.saw_event("pods")
-
-    await until(lambda: [*store.workqueues] == [("team", "one")])
+        await until(lambda gone=gone: ("team", gone) not in store.workqueues)
+        cluster.answer("GET", "/workqueues", listed())
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_second_list_does_not_wait_long_for_a_kind_without_objects(
+async def test_list_waits_for_the_end_of_a_long_list_of_the_watch(
     cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WATCH_BEGINS_WITHIN", 0.01)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(module, "AFTER_WATCH_LISTS", 1.0)
     running = asyncio.create_task(Resync(cluster, store, (), 300).run())
+    for _ in range(20):
+        store.saw_event("pods", is_listed=True)
+        await asyncio.sleep(0.02)
+    assert not cluster.asked
 
     await until(lambda: len(cluster.asked) == len(module.PATHS))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_failed_resync_is_followed_by_the_next(
-    cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "WATCH_BEGINS_WITHIN", 0.0)
+async def test_event_of_a_change_is_no_list(cluster: FakeCluster, store: Store) -> None:
+    watch._feed(store, "workqueues", {"type": "MODIFIED", "object": thing("one", 1)})
+
+    assert not store.watch_lists.is_set()
+
+
+async def test_failed_resync_is_followed_by_the_next(cluster: FakeCluster, store: Store) -> None:
     resync = Resync(cluster, store, (), 0.001)
     cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
     running = asyncio.create_task(resync.run())

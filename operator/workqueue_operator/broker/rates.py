@@ -58,14 +58,19 @@ class Pace:
         return min(self._owed(limit, now), 1 if self.is_full else limit.most_tokens + 1)
 
     def published(self, limit: RateLimit, now: float, tokens: int, taken: int) -> Pace:
-        """Return the pace after tokens were published, of which the queue has taken some."""
+        """Return the pace after tokens were published, of which the queue has taken some.
+
+        Args:
+            now: when RabbitMQ had confirmed them. After a late confirm, such as over a connection that was cut, they
+                are a part of the burst that follows a pause.
+        """
         if taken < tokens:
             return Pace(now, now if taken else self.used_at)
         missed = max(self._owed(limit, now) - (limit.most_tokens + 1), 0)
         return Pace(self.until + (missed + tokens) * _seconds_per_token(limit), now, is_full=False)
 
     def _owed(self, limit: RateLimit, now: float) -> int:
-        return int((now - self.until) / _seconds_per_token(limit) + 1e-9)
+        return max(int((now - self.until) / _seconds_per_token(limit) + 1e-9), 0)
 
     def pause(self, limit: RateLimit, now: float, *, is_wanted: bool) -> float | None:
         """Return the seconds until the next look; None if only a change of `is_wanted` needs one.
@@ -219,7 +224,7 @@ class RateFeeder:
             try:
                 while tokens := pace.due(limit, now):
                     taken = await feed.broker.publish_tokens(limit.name, body, tokens)
-                    pace = pace.published(limit, now, tokens, taken)
+                    pace = pace.published(limit, time(), tokens, taken)
                     self._note(feed, None)
             except QueueMissingError:
                 members = list(feed.members)

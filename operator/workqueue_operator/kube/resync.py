@@ -1,12 +1,13 @@
-"""LISTs that correct the store every few minutes, and the health of the watch.
+"""LISTs that correct the store, after each LIST of kopf and every few minutes, and the health of the watch.
 
-After a gap in its watch, kopf lists again but does not report deletions from the gap. And when packets to the API
-server are lost, kopf only reconnects; the LIST detects it.
+kopf lists when it begins to watch and after a gap in its watch, but does not report what was deleted before. And when
+packets to the API server are lost, kopf only reconnects; the LIST detects it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,11 +26,8 @@ BLIND_AFTER: Final = 180.0
 FIRST_AGAIN: Final = 2.0
 """Seconds between two attempts of the first LIST."""
 
-WATCH_BEGINS_WITHIN: Final = 30.0
-"""Seconds until the second LIST at most. It is made when the watch has delivered an event of each kind."""
-
-LOOK_SECONDS: Final = 0.5
-"""Seconds between two looks whether it has."""
+AFTER_WATCH_LISTS: Final = 2.0
+"""Seconds from the last object of a LIST of kopf until the LIST that drops what was deleted before it."""
 
 FIRST_PAGE: Final = 100
 PAGE: Final = 50
@@ -70,12 +68,9 @@ class Resync:
         self.blind_since: float | None = None
 
     async def run(self) -> None:
-        """List when the watch has begun, then periodically until cancelled.
-
-        The watch does not report what was deleted between the first LIST and its begin.
-        """
-        await self._until_watch_begins()
+        """List when due, until cancelled."""
         while True:
+            await self._until_due()
             try:
                 await self.once()
             except ClusterError as error:
@@ -83,14 +78,16 @@ class Resync:
             except Exception:
                 # An unexpected error in one LIST must not stop the resync.
                 logger.exception("A LIST failed unexpectedly.")
-            await asyncio.sleep(self._seconds)
 
-    async def _until_watch_begins(self) -> None:
-        # The first event of a kind shows that kopf has its list, from which the watch goes on.
-        for _ in range(round(WATCH_BEGINS_WITHIN / LOOK_SECONDS)):
-            if all(self._store.freshness[kind].event is not None for kind in self._kinds):
-                return
-            await asyncio.sleep(LOOK_SECONDS)
+    async def _until_due(self) -> None:
+        """Wait until kopf has listed, at most for the pause between two rounds."""
+        watch_lists = self._store.watch_lists
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds):
+                await watch_lists.wait()
+        while watch_lists.is_set():
+            watch_lists.clear()
+            await asyncio.sleep(AFTER_WATCH_LISTS)
 
     async def first(self) -> None:
         """List everything once, all kinds at the same time. Retries until the API server has answered."""

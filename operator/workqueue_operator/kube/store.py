@@ -92,6 +92,9 @@ class Store:
 
     Args:
         wake: called with the key of a WorkQueue when one of its objects has changed.
+
+    Attributes:
+        watch_lists: set when an object arrives that the watch has listed.
     """
 
     wake: Callable[[Key], None]
@@ -99,6 +102,7 @@ class Store:
     deployments: JsonMap = field(default_factory=JsonMap)
     pods: dict[Key, PodView] = field(default_factory=dict)
     freshness: dict[str, Freshness] = field(default_factory=lambda: defaultdict(Freshness))
+    watch_lists: asyncio.Event = field(default_factory=asyncio.Event)
     _seen: dict[tuple[str, Key], _Seen] = field(default_factory=dict)
     _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
@@ -275,9 +279,11 @@ class Store:
                 del self._gone[gone]
         self.freshness[kind].listed = time.monotonic()
 
-    def saw_event(self, kind: str) -> None:
-        """Note that the watch of a kind has delivered an event."""
+    def saw_event(self, kind: str, *, is_listed: bool = False) -> None:
+        """Note that the watch of a kind has delivered an event, or an object that it has listed."""
         self.freshness[kind].event = time.monotonic()
+        if is_listed:
+            self.watch_lists.set()
 
     def _is_news(self, kind: str, key: Key, body: Object) -> bool:
         """Return whether this version is newer than the stored version and than a deletion.

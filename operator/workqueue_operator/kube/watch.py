@@ -162,7 +162,8 @@ async def run(
 
 
 def _feed(store: Store, kind: str, event: Any) -> None:
-    store.saw_event(kind)
+    # The objects of a LIST have no type.
+    store.saw_event(kind, is_listed=event["type"] is None)
     body = event["object"]
     if event["type"] == "DELETED":
         store.drop(kind, body)
