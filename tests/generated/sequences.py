@@ -299,6 +299,9 @@ def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterato
         _forget_left_brokers(one["workqueue"], other["workqueue"])
     applied = _condition(other, ConditionType.WORKLOAD_APPLIED)["status"] == "True"
     start = _condition(other, ConditionType.WORKERS_AVAILABLE)["status"] != "False"
+    # Without a depth the count of before is held, unless it is pinned.
+    has_depth = _condition(other, ConditionType.DEPTH_KNOWN)["status"] == "True"
+    start = start and (has_depth or one["workqueue"]["spec"].get("replicas") is not None)
     if applied and one["workqueue"]["spec"].get("workloadRef"):
         yield from _differences(one["replicas"], other["replicas"], "replicas of the user's Deployment")
         # The operator may not delete what ran the workers before.

@@ -284,10 +284,12 @@ def idle(lab: Lab, count: int) -> Figure:
 
 def very_many_idle(lab: Lab, count: int) -> Figure:
     """The same, measured after the restart, and the wake of another WorkQueue beside them."""
+    names = _names(count)
     # To delete thousands would take longer than to measure.
     with lab.namespace(keep=True) as namespace:
-        lab.create(namespace, [f"crowd-{number:05d}" for number in range(count)], CLASSIC)
+        lab.create(namespace, names, CLASSIC)
         _wait_doorbells(lab, count + 1)
+        lab.wait_each_ready(namespace, names)
         restart = _restart(lab, count + 1)
         assert lab.operator is not None
         time.sleep(REST_SECONDS)
@@ -402,12 +404,16 @@ def _holding(lab: Lab, names: Sequence[str], consumers: int) -> Iterator[None]:
 @contextmanager
 def _crowd(lab: Lab, count: int, change: Object) -> Iterator[tuple[str, list[str]]]:
     """Idle WorkQueues with classic queues, as the peers in docs/benchmarks have them."""
-    names = [f"crowd-{number:05d}" for number in range(count)]
+    names = _names(count)
     with lab.namespace() as namespace:
         lab.create(namespace, names, {**CLASSIC, **change})
         _wait_doorbells(lab, count + 1)
         lab.wait_ready(namespace, names)
         yield namespace, names
+
+
+def _names(count: int) -> list[str]:
+    return [f"crowd-{number:05d}" for number in range(count)]
 
 
 def _wait_doorbells(lab: Lab, count: int) -> None:

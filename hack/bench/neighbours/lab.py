@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -420,6 +421,15 @@ class Lab:
             return all(name in found and is_ready(found[name]) for name in names)
 
         eventually(ready, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} are Ready")
+
+    def wait_each_ready(self, namespace: str, names: Sequence[str]) -> None:
+        """Do the same without a LIST: of thousands, it would keep the API server busy."""
+
+        def ready(name: str) -> bool:
+            return is_ready(self.api.call("GET", f"{workqueues_path(namespace)}/{name}"))
+
+        for name in names:
+            eventually(partial(ready, name), WAIT_SECONDS, f"{name} is Ready")
 
     def wait_settled(self, namespace: str) -> None:
         """Wait until the operator has done what it can for new WorkQueues: no Deployment changes for 3 s."""
