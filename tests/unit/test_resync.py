@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -119,6 +120,18 @@ async def test_list_waits_for_the_end_of_a_long_list_of_the_watch(
     assert not cluster.asked
 
     await until(lambda: len(cluster.asked) == len(module.PATHS))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_watch_that_lists_without_end_does_not_stop_the_resync(
+    cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "watch_lists", Mock(is_set=lambda: True, wait=AsyncMock()))
+    monkeypatch.setattr(module, "AFTER_WATCH_LISTS", 0.001)
+    running = asyncio.create_task(Resync(cluster, store, (), 0.05).run())
+
+    await until(lambda: len(cluster.asked) >= len(module.PATHS))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

@@ -85,9 +85,9 @@ class Resync:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._seconds):
                 await watch_lists.wait()
-        while watch_lists.is_set():
-            watch_lists.clear()
-            await asyncio.sleep(AFTER_WATCH_LISTS)
+                while watch_lists.is_set():
+                    watch_lists.clear()
+                    await asyncio.sleep(AFTER_WATCH_LISTS)
 
     async def first(self) -> None:
         """List everything once, all kinds at the same time. Retries until the API server has answered."""
