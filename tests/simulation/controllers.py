@@ -600,7 +600,7 @@ class Kubelets:
 
 
 class GarbageCollector:
-    """Deletes what a deleted owner leaves behind."""
+    """Deletes what a deleted owner leaves behind, and what is made for an owner that no longer exists."""
 
     def __init__(self, world: World, server: ApiServer) -> None:
         self._server = server
@@ -608,10 +608,19 @@ class GarbageCollector:
         server.on_write.append(self._on_write)
 
     def _on_write(
-        self, _writer: str, kind: str, _key: Key, before: Object | None, _after: Object | None
+        self, _writer: str, kind: str, _key: Key, before: Object | None, after: Object | None
     ) -> None:
+        gone = []
         if kind == "DELETED" and before is not None:
-            self._world.later(0.1 + self._world.random.random(), self._collect, before["metadata"]["uid"])
+            gone = [before["metadata"]["uid"]]
+        elif before is None and after is not None:
+            owners = {owner["uid"] for owner in after["metadata"].get("ownerReferences") or ()}
+            gone = [uid for uid in owners if not self._exists(uid)]
+        for uid in gone:
+            self._world.later(0.1 + self._world.random.random(), self._collect, uid)
+
+    def _exists(self, uid: str) -> bool:
+        return any(body["metadata"].get("uid") == uid for body in self._server.objects.values())
 
     def _collect(self, uid: str) -> None:
         for key, body in list(self._server.objects.items()):

@@ -348,6 +348,9 @@ class Properties:
         if limit is None or rabbit is None:
             return
         queue, entry = rabbit.queues.get(limit), (rabbit.name, limit)
+        if all(paced[:2] != entry for paced in self._paces):
+            # The worker was at the new broker before the operator.
+            return
         self._starts[entry] += 1
         tokens = self._tokens[entry] + (queue.lost_deliveries if queue is not None else 0)
         if queue is not None and self._starts[entry] > tokens:

@@ -132,6 +132,16 @@ def test_write_response_does_not_restore_deleted_pod(store: Store) -> None:
     assert names(store) == []
 
 
+def test_deletion_of_an_unknown_deployment_enqueues_its_workqueue(store: Store, woken: list[Key]) -> None:
+    """A pass that found the Deployment of an earlier WorkQueue in its way waits for its deletion."""
+    store.put_workqueue(thing("jobs", 10))
+    woken.clear()
+
+    store.drop("deployments", thing("jobs-worker", 12, labels={LABEL_WORKQUEUE: "jobs"}))
+
+    assert woken == [JOBS]
+
+
 def test_name_of_deleted_object_can_be_reused(store: Store) -> None:
     store.put_workqueue(thing("jobs", 10))
     store.drop("workqueues", thing("jobs", 12))

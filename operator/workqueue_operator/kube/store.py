@@ -252,6 +252,10 @@ class Store:
         seen = self._seen.get((kind, key))
         if seen is not None and (seen.version <= version or self._uid(kind, key) == body["metadata"]["uid"]):
             self._remove(kind, key)
+        elif seen is None and kind == "deployments":
+            # kopf delivers the last of several events. A pass may have found in its way what the store never had.
+            for owner in self._owners(body):
+                self.wake(owner)
 
     def put(self, kind: str, body: Object) -> bool:
         """Store an object of a kind (`workqueues`, `deployments` or `pods`)."""
