@@ -355,6 +355,10 @@ _OWN_TO_EACH: Final = (
     # It depends on whether a pod of this template has been Ready.
     "maxSurge",
     "data",
+    # Times of recurring messages.
+    "slot",
+    "publishing",
+    "published",
 )
 
 
