@@ -71,7 +71,7 @@ PUBLISH_SECONDS: Final = 2.0
 FLUSH_SECONDS: Final = 2.0
 """Seconds after that for writing the last statuses and Events."""
 
-WATCH_WITHIN: Final = 10.0
+WATCH_WITHIN: Final = 20.0
 """Seconds after the first LISTs within which the watch begins. Until then the passes work from those LISTs. kopf
 handles each listed object again, which takes longer than installing its doorbell."""
 

@@ -34,6 +34,10 @@ LONGEST_PAUSE: Final = 4.0
 """The pause after a round is at least this many times as long as the round took, so that polls of thousands of queues
 leave time for the passes. It is at most this many times as long as after a short round."""
 
+IDLE_SPREAD: Final = 0.5
+"""The share of the pause between two rounds over the idle queues for which the next one is spread. Polls of 20,000
+queues without a rest would delay each ring for seconds."""
+
 REFUSAL_RETRY_SECONDS: Final = 300.0
 """Seconds after which the operator retries a refused doorbell: the permission may have been granted."""
 
@@ -136,7 +140,11 @@ class DepthPoller:
                 name=f"warm depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
-                self._rounds(idle_seconds, lambda entry, _: not (entry.warm or entry.active)),
+                self._rounds(
+                    idle_seconds,
+                    lambda entry, _: not (entry.warm or entry.active),
+                    spread=IDLE_SPREAD * idle_seconds,
+                ),
                 name=f"idle depth poller {broker.binding.display}",
             ),
         ]
@@ -250,35 +258,58 @@ class DepthPoller:
         seconds: float,
         chosen: Callable[[PolledQueue, float], bool],
         note_alive: Callable[[], None] = lambda: None,
+        *,
+        spread: float = 0.0,
     ) -> None:
+        """Poll the chosen queues again and again.
+
+        Args:
+            seconds: the shortest pause between two rounds.
+            spread: seconds for which a round rests between its polls, within that pause.
+        """
         loop, pause = asyncio.get_running_loop(), seconds
         while True:
             await asyncio.sleep(pause)
-            begun = loop.time()
+            begun, rested = loop.time(), 0.0
             try:
                 entries = [entry for entry in self._all() if chosen(entry, begun)]
                 if entries and self._broker.connected:
-                    await self._round(entries, note_alive)
+                    rested = await self._round(entries, note_alive, spread)
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})
-            pause = min(max(seconds, PAUSE_PER_ROUND * (loop.time() - begun)), LONGEST_PAUSE * seconds)
+            polled = loop.time() - begun - rested
+            pause = min(max(seconds - rested, PAUSE_PER_ROUND * polled), LONGEST_PAUSE * seconds)
             note_alive()
 
-    async def _round(self, entries: list[PolledQueue], note_alive: Callable[[], None]) -> None:
-        """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
-        for start in range(0, len(entries), POLLING):
+    async def _round(
+        self, entries: list[PolledQueue], note_alive: Callable[[], None], spread: float
+    ) -> float:
+        """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll.
+
+        Returns:
+            The seconds for which it has rested.
+        """
+        starts = range(0, len(entries), POLLING)
+        rest = spread / len(starts)
+        for start in starts:
             if start:
                 note_alive()
+                await asyncio.sleep(rest)
             polls = _Polls()
             for entry in entries[start : start + POLLING]:
-                if entry not in self._polling:
+                if entry not in self._polling and self._is_watched(entry):
                     polls.running += 1
                     self._polling[entry] = asyncio.create_task(self._look(entry, polls))
             while polls.running:
                 await polls.wait(PLACE_SECONDS)
                 if not self._broker.polls_wait:
                     break
+        return rest * (len(starts) - 1)
+
+    def _is_watched(self, polled: PolledQueue) -> bool:
+        """Whether nobody has forgotten it since its round began."""
+        return self._watched.get(polled.key, {}).get(polled.queue) is polled
 
     def _note_alive(self) -> None:
         self.alive_at = asyncio.get_running_loop().time()
