@@ -165,7 +165,7 @@ soak: venv ## inject random faults for 10 minutes per RabbitMQ of SERIES="3.10 4
 	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.bench.soak --series $$series $(ARGS); done
 
 .PHONY: bench
-bench: image ## run every benchmark (at most 70 minutes) and update docs/benchmarks; ARGS='--only worker,wake' selects some
+bench: image ## run every benchmark (at most 85 minutes) and update docs/benchmarks; ARGS='--only worker,wake' selects some
 	@$(BIN)/python -m hack.bench $(ARGS)
 
 .PHONY: bench-quick

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -200,6 +202,47 @@ async def test_slow_broker_gets_only_one_poll_round_at_a_time(
         assert sorted(asked) == ["one", "two"]
         answer.set()
         await until(lambda: len(asked) >= 4)
+
+
+class Counting:
+    """A broker that answers each poll at once, notes when, and calls `then` after so many."""
+
+    binding = SimpleNamespace(display="amqp://broker")
+    connected = True
+    polls_wait = False
+
+    def __init__(self, number: int) -> None:
+        self.polled: dict[str, float] = {}
+        self.then: Callable[[], None] = lambda: None
+        self._number = number
+
+    async def poll(self, queue: str) -> QueueCounts:
+        now = asyncio.get_running_loop().time()
+        self.polled[queue] = now
+        if len(self.polled) == self._number:
+            self.then()
+        return QueueCounts(0, 0, now)
+
+
+async def test_round_over_many_idle_queues_rests_between_its_polls() -> None:
+    counting = Counting(2 * connection.POLLING)
+    broker: Any = counting
+    poller = depth_poller.DepthPoller(broker, lambda _: None, 60, 0.3)
+    for number in range(3 * connection.POLLING):
+        poller.watch(JOBS, f"queue-{number}")
+
+    def forget() -> None:
+        poller.forget(JOBS)
+        poller.watch(JOBS, "last")
+
+    counting.then = forget
+
+    await until(lambda: "last" in counting.polled)
+    await poller.close()
+
+    times = [*counting.polled.values()]
+    assert times[connection.POLLING] - times[connection.POLLING - 1] >= 0.3 * depth_poller.IDLE_SPREAD / 3
+    assert len(times) == 2 * connection.POLLING + 1, "forgotten queues are not polled"
 
 
 async def test_failed_poll_round_is_followed_by_another(
