@@ -362,7 +362,10 @@ class Reconciler:
         if about_limit is not None and queue.status == "True":
             queue = about_limit
         next_slot = parts.recurring.look(workqueue, handle.broker)
-        outcome, due = await self._scale(workqueue, state, Connection(handle, binding, place), queue)
+        # The doorbells of all come before the first look at a template, and before the first report.
+        is_first = parts.queue.catches_up and not state.caught_up
+        connection = Connection(handle, binding, place, is_first)
+        outcome, due = await self._scale(workqueue, state, connection, queue)
         if next_slot is not None and (due.after is None or next_slot < due.after):
             due = replace(due, after=next_slot)
         return outcome, due
@@ -547,10 +550,8 @@ class Reconciler:
         parts, handle = self._parts, connection.handle
         # Taken here and not at the end: a ring during the pass is for the next pass.
         ring_at = parts.queue.take_ring(workqueue.key)
-        # The doorbells of all come before the first look at a template, and before the first report.
-        is_first = parts.queue.catches_up and not state.caught_up
         snapshot, state.gathered = await parts.gatherer.gather(
-            workqueue, connection, state.gathered, ring=ring_at is not None, as_it_is=is_first
+            workqueue, connection, state.gathered, ring=ring_at is not None
         )
         decision, state.window = decide(workqueue.spec, snapshot.observation, state.window, snapshot.now)
         decision = beside_stopping_workers(decision, messages_in_stopping_workers(snapshot.readings))
@@ -563,7 +564,7 @@ class Reconciler:
         if ring_at is not None and scaled.writes and isinstance(decision, ScaleOut):
             # The Deployment changes now. Its events would start the pass that reports while other queues still wake.
             return None, NextPass(REPORT_AFTER_WAKE, holds=Lane.EVENT)
-        if is_first:
+        if connection.is_first:
             state.caught_up = True
             return None, NextPass(0.0, lane=Lane.RESYNC)
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)

@@ -75,11 +75,13 @@ class Connection:
     Attributes:
         binding: the WorkQueue's own. The handle may have been made from another one of the same identity.
         place: of the pass, which gives it back while it waits.
+        is_first: whether the pass sets the first doorbell after a start. It leaves an existing Deployment as it is.
     """
 
     handle: Broker
     binding: Binding
     place: Place
+    is_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,25 +121,18 @@ class Gatherer:
         self._clock = clock
 
     async def gather(
-        self,
-        workqueue: WorkQueue,
-        connection: Connection,
-        state: GatherState,
-        *,
-        ring: bool,
-        as_it_is: bool = False,
+        self, workqueue: WorkQueue, connection: Connection, state: GatherState, *, ring: bool
     ) -> tuple[Snapshot, GatherState]:
         """Gather everything that a decision needs.
 
         Args:
             ring: whether a ring has arrived since the last pass.
-            as_it_is: see `Targets.ensure`.
 
         Returns:
             The snapshot, and the state for the next pass.
         """
         ensured = await self._targets.ensure(
-            workqueue, connection.binding.display, state.proven_hash, as_it_is=as_it_is
+            workqueue, connection.binding.display, state.proven_hash, as_it_is=connection.is_first
         )
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
