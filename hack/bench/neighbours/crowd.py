@@ -269,11 +269,7 @@ class Requests:
 def idle(lab: Lab, count: int) -> Figure:
     """Many idle WorkQueues: the memory, and the restart until all doorbells are installed."""
     with _crowd(lab, count, {}):
-        assert lab.operator is not None
-        time.sleep(REST_SECONDS)
-        resident, spent = process.memory(lab.operator.pid), lab.operator.processor()
-        time.sleep(REST_SECONDS)
-        core = (lab.operator.processor() - spent) / REST_SECONDS
+        resident, core = _at_rest(lab)
         restart = _restart(lab, count + 1)
     return Figure(
         f"{resident / MIB:.0f} MiB, {core:.3f} core; restarted to all doorbells in {restart:.1f} s",
@@ -291,11 +287,7 @@ def very_many_idle(lab: Lab, count: int) -> Figure:
         _wait_doorbells(lab, count + 1)
         lab.wait_each_ready(namespace, names)
         restart = _restart(lab, count + 1)
-        assert lab.operator is not None
-        time.sleep(REST_SECONDS)
-        resident, spent = process.memory(lab.operator.pid), lab.operator.processor()
-        time.sleep(REST_SECONDS)
-        core = (lab.operator.processor() - spent) / REST_SECONDS
+        resident, core = _at_rest(lab)
         cycles = lab.probe(IDLE_CYCLES, IDLE_SECONDS)
     wakes = [cycle.wake for cycle in cycles if cycle.wake is not None]
     p50, p99 = percentile(wakes, 0.5), percentile(wakes, 0.99)
@@ -305,6 +297,15 @@ def very_many_idle(lab: Lab, count: int) -> Figure:
         resident <= 200 * MIB and restart <= 10.0 and p99 <= 0.05 and all(cycle.complete for cycle in cycles),
         {"resident": resident, "core": core, "restart": restart, "wakes": wakes},
     )
+
+
+def _at_rest(lab: Lab) -> tuple[int, float]:
+    """Return the operator's memory in bytes after a while, and the share of a core that it then uses."""
+    assert lab.operator is not None
+    time.sleep(REST_SECONDS)
+    resident, spent = process.memory(lab.operator.pid), lab.operator.processor()
+    time.sleep(REST_SECONDS)
+    return resident, (lab.operator.processor() - spent) / REST_SECONDS
 
 
 def _restart(lab: Lab, doorbells: int) -> float:

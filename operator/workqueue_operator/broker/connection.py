@@ -80,7 +80,7 @@ CONNECT_TIMEOUT: Final = 5.0
 
 RANDOM_SHARE: Final = 0.2
 """The random part of that time. Otherwise attempts that begin together end in the same turn of the event loop, and a
-ring waits for all of them (with 100 Secrets for 0.2 s, measured)."""
+ring waits for all of them."""
 
 CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)

@@ -136,13 +136,13 @@ class Resync:
             fresh.event is not None and fresh.event >= moment for fresh in self._store.freshness.values()
         )
 
-    async def _list_kind(self, kind: str, page: int) -> int:
+    async def _list_kind(self, kind: str, page_size: int) -> int:
         """List one kind in all namespaces; return how many WorkQueues were newer than in the store.
 
         Args:
-            page: objects per response.
+            page_size: objects per response.
         """
-        return sum([await self._list(kind, namespace, page) for namespace in self._scopes])
+        return sum([await self._list(kind, namespace, page_size) for namespace in self._scopes])
 
     async def _list(self, kind: str, namespace: str | None, page_size: int) -> int:
         """The same for one namespace, or for the whole cluster."""

@@ -254,8 +254,7 @@ class Store:
             self._remove(kind, key)
         elif seen is None and kind == "deployments":
             # kopf delivers the last of several events. A pass may have found in its way what the store never had.
-            for owner in self._owners(body):
-                self.wake(owner)
+            self._wake_owners(body)
 
     def put(self, kind: str, body: Object) -> bool:
         """Store an object of a kind (`workqueues`, `deployments` or `pods`)."""
@@ -317,8 +316,7 @@ class Store:
             self._note_queue(key, None)
             self.wake(key)
         elif kind == "deployments":
-            for owner in self._owners(body):
-                self.wake(owner)
+            self._wake_owners(body)
         else:
             self._disown(key, body)
 
@@ -346,6 +344,10 @@ class Store:
         if not self._pods_of[owner]:
             del self._pods_of[owner]
         self.wake(owner)
+
+    def _wake_owners(self, deployment: Object) -> None:
+        for owner in self._owners(deployment):
+            self.wake(owner)
 
     def _owners(self, deployment: Object) -> set[Key]:
         """Return the WorkQueues of a Deployment: by label, by name, or by workloadRef."""
