@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
@@ -57,9 +57,7 @@ class PolledQueue:
 
     Attributes:
         key: the WorkQueue.
-        active: polled in each fast round.
-        warm: polled each second, or less often while nothing changes, because running workers publish failed
-            messages to it. Other queues are polled in the slow rounds.
+        rounds: the fast rounds of its poller.
         last: the last answer; None before the first.
         answered_at: when the last answer with counts arrived, on the event loop's clock.
         changed_at: when other counts arrived than before, or the queue became warm.
@@ -70,14 +68,34 @@ class PolledQueue:
 
     key: Key
     queue: str
-    active: bool = False
-    warm: bool = False
+    rounds: _FastRounds
     last: QueueCounts | QueueMissing | ReconcileError | None = None
     answered_at: float | None = None
     changed_at: float = -math.inf
     doubtful: bool = False
     refused: tuple[tuple[int, str], float] | None = None
     claimed: bool = False
+
+    @property
+    def active(self) -> bool:
+        """Whether each fast round polls it."""
+        return self in self.rounds.active
+
+    @active.setter
+    def active(self, is_active: bool) -> None:
+        _include(self.rounds.active, self, is_active)
+
+    @property
+    def warm(self) -> bool:
+        """Whether it is polled each second, or less often while nothing changes.
+
+        Running workers publish failed messages to it. Queues that are neither are polled in the slow rounds.
+        """
+        return self in self.rounds.warm
+
+    @warm.setter
+    def warm(self, is_warm: bool) -> None:
+        _include(self.rounds.warm, self, is_warm)
 
     def record(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
         """Record an answer."""
@@ -104,6 +122,24 @@ class PolledQueue:
         return self.refused[0]
 
 
+@dataclass(frozen=True, slots=True)
+class _FastRounds:
+    """The queues that are polled more often than the others, so that a round need not look at thousands of others.
+
+    The order is that of their beginning.
+    """
+
+    active: dict[PolledQueue, None] = field(default_factory=dict)
+    warm: dict[PolledQueue, None] = field(default_factory=dict)
+
+
+def _include(some: dict[PolledQueue, None], polled: PolledQueue, is_one: bool) -> None:
+    if is_one:
+        some[polled] = None
+    else:
+        some.pop(polled, None)
+
+
 class DepthPoller:
     """All polled queues of one broker.
 
@@ -125,26 +161,20 @@ class DepthPoller:
         self.seconds = seconds
         self._watched: dict[Key, dict[str, PolledQueue]] = {}
         self._by_queue: dict[str, tuple[Key, ...]] = {}
+        self._fast = _FastRounds()
         self._polling: dict[PolledQueue, asyncio.Task[None]] = {}
         self.alive_at = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
-                self._rounds(seconds, lambda entry, _: entry.active, self._note_alive),
+                self._rounds(seconds, lambda _: [*self._fast.active], self._note_alive),
                 name=f"depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
-                self._rounds(
-                    WARM_SECONDS,
-                    lambda entry, now: entry.warm and not entry.active and entry.is_due_when_warm(now),
-                ),
+                self._rounds(WARM_SECONDS, self._due_warm_ones),
                 name=f"warm depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
-                self._rounds(
-                    idle_seconds,
-                    lambda entry, _: not (entry.warm or entry.active),
-                    spread=IDLE_SPREAD * idle_seconds,
-                ),
+                self._rounds(idle_seconds, self._idle_ones, spread=IDLE_SPREAD * idle_seconds),
                 name=f"idle depth poller {broker.binding.display}",
             ),
         ]
@@ -153,7 +183,7 @@ class DepthPoller:
         """Start polling a queue, in the slow rounds until the caller sets `active` or `warm`."""
         polled = self._watched.get(key, {}).get(queue)
         if polled is None:
-            polled = self._watched.setdefault(key, {})[queue] = PolledQueue(key, queue)
+            polled = self._watched.setdefault(key, {})[queue] = PolledQueue(key, queue, self._fast)
             self._by_queue[queue] = (*self.keys_of(queue), key)
         return polled
 
@@ -165,8 +195,10 @@ class DepthPoller:
     def forget_queue(self, key: Key, queue: str) -> None:
         """Stop polling a queue for a WorkQueue, if it is polled."""
         queues = self._watched.get(key, {})
-        if queues.pop(queue, None) is None:
+        polled = queues.pop(queue, None)
+        if polled is None:
             return
+        polled.active = polled.warm = False
         if not queues:
             del self._watched[key]
         others = tuple(other for other in self._by_queue.pop(queue) if other != key)
@@ -199,14 +231,8 @@ class DepthPoller:
     def age(self) -> float | None:
         """Return the age of the oldest answer about an active queue, in seconds; None without one."""
         now = asyncio.get_running_loop().time()
-        return max(
-            (
-                now - entry.answered_at
-                for entry in self._all()
-                if entry.active and entry.answered_at is not None
-            ),
-            default=None,
-        )
+        times = (entry.answered_at for entry in self._fast.active if entry.answered_at is not None)
+        return max((now - answered_at for answered_at in times), default=None)
 
     async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
         """Poll a queue now and record the answer. Does not wake the WorkQueue."""
@@ -243,8 +269,12 @@ class DepthPoller:
         polled.warm = warm
         return polled.last
 
-    def _all(self) -> Iterator[PolledQueue]:
-        return chain.from_iterable(queues.values() for queues in self._watched.values())
+    def _due_warm_ones(self, now: float) -> list[PolledQueue]:
+        return [one for one in self._fast.warm if not one.active and one.is_due_when_warm(now)]
+
+    def _idle_ones(self, _: float) -> list[PolledQueue]:
+        every = chain.from_iterable(queues.values() for queues in self._watched.values())
+        return [one for one in every if not (one.warm or one.active)]
 
     async def close(self) -> None:
         """Stop."""
@@ -256,7 +286,7 @@ class DepthPoller:
     async def _rounds(
         self,
         seconds: float,
-        chosen: Callable[[PolledQueue, float], bool],
+        chosen: Callable[[float], list[PolledQueue]],
         note_alive: Callable[[], None] = lambda: None,
         *,
         spread: float = 0.0,
@@ -265,6 +295,7 @@ class DepthPoller:
 
         Args:
             seconds: the shortest pause between two rounds.
+            chosen: returns the queues of a round, from the time of its beginning.
             spread: seconds for which a round rests between its polls, within that pause.
         """
         loop, pause = asyncio.get_running_loop(), seconds
@@ -272,7 +303,7 @@ class DepthPoller:
             await asyncio.sleep(pause)
             begun, rested = loop.time(), 0.0
             try:
-                entries = [entry for entry in self._all() if chosen(entry, begun)]
+                entries = chosen(begun)
                 if entries and self._broker.connected:
                     rested = await self._round(entries, note_alive, spread)
             except Exception:

@@ -26,6 +26,7 @@ class Place:
         self._clock = clock
         self._broker = broker
         self.release = release
+        self._timer: Timer | None = None
 
     @contextmanager
     def waits_for_broker(self, seconds: float = 0.0) -> Iterator[None]:
@@ -34,21 +35,21 @@ class Place:
         Args:
             seconds: for which the pass keeps it in any case.
         """
-        timer: Timer | None = None
-
-        def look() -> None:
-            nonlocal timer
-            if self._broker.is_busy:
-                timer = self._clock.call_later(LOOK_SECONDS, look)
-            else:
-                self.release()
-
         if seconds > 0:
-            timer = self._clock.call_later(seconds, look)
+            self._timer = self._clock.call_later(seconds, self._look)
         else:
-            look()
+            self._look()
         try:
             yield
         finally:
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _look(self) -> None:
+        # Not a function inside: each pass would leave a reference cycle to the garbage collector.
+        if self._broker.is_busy:
+            self._timer = self._clock.call_later(LOOK_SECONDS, self._look)
+        else:
+            self._timer = None
+            self.release()
