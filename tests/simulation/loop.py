@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Final
 
@@ -112,7 +112,7 @@ class Handle(list[Any]):
         return float(self[_WHEN])
 
 
-_WHEN, _CALLBACK, _PROCESS = 0, 2, 5
+_WHEN, _CALLBACK, _CONTEXT, _PROCESS = 0, 2, 4, 5
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -230,31 +230,49 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Do nothing: no signal arrives from outside."""
 
 
-_NO_CONTEXT: Final = contextvars.Context()
+class _Sleep:
+    """What a task awaits in `sleep`: as a future whose timer runs the task, without a turn of the loop in between."""
+
+    __slots__ = ("_asyncio_future_blocking", "_loop", "_timer", "_when")
+
+    def __init__(self, loop: SimulatedLoop, when: float) -> None:
+        self._asyncio_future_blocking = False
+        self._loop = loop
+        self._when = when
+        self._timer: Handle | None = None
+
+    def __await__(self) -> Generator[_Sleep, None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def add_done_callback(self, wake: Callable[[_Sleep], None], *, context: contextvars.Context) -> None:
+        """Set the timer. The task calls this once."""
+        self._timer = self._loop.call_at(self._when, wake, self, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        """End the sleep with CancelledError."""
+        timer = self._timer
+        if timer is None or timer[_CALLBACK] is None:
+            return False
+        self._when = math.nan
+        self._loop.call_soon(timer[_CALLBACK], self, context=timer[_CONTEXT])
+        timer.cancel()
+        return True
+
+    def result(self) -> None:
+        """Raise CancelledError after `cancel`."""
+        self._timer = None
+        if math.isnan(self._when):
+            raise asyncio.CancelledError
 
 
 async def sleep(delay: float, result: Any = None) -> Any:
-    """Stand in for `asyncio.sleep`, which makes half of all timers, with half of its steps."""
+    """Stand in for `asyncio.sleep`, which makes half of all timers, with a third of its steps."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, SimulatedLoop) or delay <= 0:
         return await _real_sleep(delay, result)
-    future, process, when = loop.create_future(), PROCESS.get(), loop._now + delay
-    if process is not None and when < process.rests_until:
-        when = process.rests_until
-    timer = Handle((when, next(loop._numbers), _wake_up, (future,), _NO_CONTEXT, process))
-    if when < math.inf:
-        heapq.heappush(loop._timers, timer)
-    try:
-        await future
-    except BaseException:
-        timer[_CALLBACK] = None
-        raise
+    await _Sleep(loop, loop._now + delay)
     return result
-
-
-def _wake_up(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 _real_sleep: Final = asyncio.sleep

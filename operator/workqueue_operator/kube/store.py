@@ -117,6 +117,11 @@ class Store:
         """Return a WorkQueue, or None if it does not exist."""
         return self.workqueues.get(key)
 
+    def version(self, key: Key) -> int | None:
+        """Return the version of a WorkQueue, or None if it does not exist."""
+        seen = self._seen.get(("workqueues", key))
+        return None if seen is None else seen.version
+
     async def each_workqueue(self) -> AsyncIterator[Object]:
         """Iterate over all WorkQueues. Yields to other tasks in between."""
         for number, key in enumerate(list(self.workqueues)):

@@ -89,6 +89,7 @@ class _Report:
         packer: packs the statuses of all WorkQueues.
         packed: the status from the last pass, as JSON.
         digests: of that, with and without numbers; None until they are needed.
+        shown_by: the version of the WorkQueue that shows this status; None while none is known.
         written: the last write; None before the first.
         failures: failed writes in a row.
         not_before: the monotonic time before which nothing is written, after a failure.
@@ -99,6 +100,7 @@ class _Report:
     packer: TextPacker
     packed: bytes
     digests: tuple[bytes, bytes] | None = None
+    shown_by: int | None = None
     written: Written | None = None
     failures: int = 0
     not_before: float = 0.0
@@ -247,7 +249,7 @@ class Reporter:
         elif text != (before := report.text):
             text = json.dumps(_with_times_of(json.loads(before), status))
             if text != before:
-                report.packed, report.digests = self._packer.pack(text), None
+                report.packed, report.digests, report.shown_by = self._packer.pack(text), None, None
         self._offer(uid)
 
     def _offer(self, uid: str, *, hurry: bool = False) -> None:
@@ -278,7 +280,7 @@ class Reporter:
                 return None
             return report.not_before - now
         whole, without_numbers = report.digest()
-        if written.whole == whole and _says_all_of(self._shown(report.key, uid), report.wanted):
+        if written.whole == whole and self._is_shown(report, uid):
             return None
         only_numbers = written.without_numbers == without_numbers
         return max(written.at + (NUMBERS_EVERY if only_numbers else STATUS_EVERY), report.not_before) - now
@@ -328,6 +330,14 @@ class Reporter:
         )
         report.not_before = self._clock.monotonic() + pause
         self._offer(uid)
+
+    def _is_shown(self, report: _Report, uid: str) -> bool:
+        """Whether the WorkQueue shows the status. Most passes change neither of them."""
+        version = self._store.version(report.key)
+        if report.shown_by is None or report.shown_by != version:
+            shows = _says_all_of(self._shown(report.key, uid), report.wanted)
+            report.shown_by = version if shows else None
+        return report.shown_by is not None
 
     def _shown(self, key: Key, uid: str) -> Mapping[str, Any]:
         body = self._store.workqueue(key)
