@@ -302,8 +302,12 @@ def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterato
     # Without a depth the count of before is held, unless it is pinned.
     has_depth = _condition(other, ConditionType.DEPTH_KNOWN)["status"] == "True"
     start = start and (has_depth or one["workqueue"]["spec"].get("replicas") is not None)
+    # Without the number of unacknowledged messages, nothing is scaled in.
+    stays = _condition(one, ConditionType.SCALING_ACTIVE)["reason"] == Reason.UNACKNOWLEDGED_UNKNOWN.value
+    start = start and not stays
     if applied and one["workqueue"]["spec"].get("workloadRef"):
-        yield from _differences(one["replicas"], other["replicas"], "replicas of the user's Deployment")
+        if not stays:
+            yield from _differences(one["replicas"], other["replicas"], "replicas of the user's Deployment")
         # The operator may not delete what ran the workers before.
         left = one["objects"].get(f"Deployment/{workload_name(NAME)}")
         if left is not None and left["spec"]["replicas"]:
