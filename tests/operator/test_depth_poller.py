@@ -174,6 +174,9 @@ async def test_unregistered_queue_is_no_longer_polled(vhost: VirtualHost) -> Non
         assert sorted(handle.poller.keys_of("jobs")) == [JOBS, OTHER]
         handle.poller.forget(JOBS)
         assert (handle.poller.queues_of(JOBS), handle.poller.keys_of("jobs")) == ([], (OTHER,))
+        # A pass that still has it.
+        polled.active = polled.warm = True
+        assert polled not in handle.poller._fast.active
         answered = polled.answered_at
         await a_round(handle)
         assert polled.answered_at == answered

@@ -57,7 +57,7 @@ class PolledQueue:
 
     Attributes:
         key: the WorkQueue.
-        rounds: the fast rounds of its poller.
+        rounds: the queues of its poller's fast rounds.
         last: the last answer; None before the first.
         answered_at: when the last answer with counts arrived, on the event loop's clock.
         changed_at: when other counts arrived than before, or the queue became warm.
@@ -199,6 +199,8 @@ class DepthPoller:
         if polled is None:
             return
         polled.active = polled.warm = False
+        # A pass that still has it joins no round of this poller.
+        polled.rounds = _FastRounds()
         if not queues:
             del self._watched[key]
         others = tuple(other for other in self._by_queue.pop(queue) if other != key)
