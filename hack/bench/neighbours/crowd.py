@@ -31,6 +31,9 @@ CALM_SECONDS: Final = 10.0
 """From the last change until the API requests of a cycle are counted: late status writes are part of them."""
 
 REST_SECONDS: Final = 30.0
+REST_CORE: Final = 0.2
+"""The share of a core below which the operator rests. While it reports on 10,000 WorkQueues, it uses half of one."""
+
 WAIT_SECONDS: Final = 600.0
 BARE_CONNECTIONS: Final = 16
 """Of the client that a storm is compared with. More are not faster."""
@@ -279,7 +282,7 @@ def idle(lab: Lab, count: int) -> Figure:
 
 
 def very_many_idle(lab: Lab, count: int) -> Figure:
-    """The same, measured after the restart, and the wake of another WorkQueue beside them."""
+    """The same, measured when the operator rests after the restart, and the wake of another WorkQueue beside them."""
     names = _names(count)
     # To delete thousands would take longer than to measure.
     with lab.namespace(keep=True) as namespace:
@@ -287,6 +290,7 @@ def very_many_idle(lab: Lab, count: int) -> Figure:
         _wait_doorbells(lab, count + 1)
         lab.wait_each_ready(namespace, names)
         restart = _restart(lab, count + 1)
+        eventually(lambda: _core(lab, REST_SECONDS) < REST_CORE, WAIT_SECONDS, "the operator rests")
         resident, core = _at_rest(lab)
         cycles = lab.probe(IDLE_CYCLES, IDLE_SECONDS)
     wakes = [cycle.wake for cycle in cycles if cycle.wake is not None]
@@ -303,9 +307,7 @@ def _at_rest(lab: Lab) -> tuple[int, float]:
     """Return the operator's memory in bytes after a while, and the share of a core that it then uses."""
     assert lab.operator is not None
     time.sleep(REST_SECONDS)
-    resident, spent = process.memory(lab.operator.pid), lab.operator.processor()
-    time.sleep(REST_SECONDS)
-    return resident, (lab.operator.processor() - spent) / REST_SECONDS
+    return process.memory(lab.operator.pid), _core(lab, REST_SECONDS)
 
 
 def _restart(lab: Lab, doorbells: int) -> float:
@@ -320,7 +322,7 @@ def _restart(lab: Lab, doorbells: int) -> float:
 def recurring(lab: Lab, count: int) -> Figure:
     """Entries of `spec.recurring` whose times have not come: the processor time that they add to the operator."""
     with _crowd(lab, count // RECURRING_EACH, {}) as (namespace, names):
-        before = _core(lab)
+        before = _core_at_rest(lab)
         entries = [
             {
                 "name": f"entry-{number}",
@@ -337,7 +339,7 @@ def recurring(lab: Lab, count: int) -> Figure:
             return all(len(one["status"].get("recurring", [])) == RECURRING_EACH for one in found)
 
         eventually(are_known, WAIT_SECONDS, f"{count} entries have a next time")
-        added = _core(lab) - before
+        added = _core_at_rest(lab) - before
     return Figure(
         f"{added:+.4f} core ({before:.4f} without them)",
         added <= MOST_CORE_OF_RECURRING,
@@ -345,12 +347,17 @@ def recurring(lab: Lab, count: int) -> Figure:
     )
 
 
-def _core(lab: Lab) -> float:
-    """Measure the share of a core that the operator uses at rest."""
-    assert lab.operator is not None
+def _core_at_rest(lab: Lab) -> float:
+    """Return the share of a core that the operator uses after a while."""
     time.sleep(REST_SECONDS)
+    return _core(lab, RECURRING_SECONDS)
+
+
+def _core(lab: Lab, seconds: float) -> float:
+    """Return the share of a core that the operator uses for some seconds."""
+    assert lab.operator is not None
     begun, spent = time.monotonic(), lab.operator.processor()
-    time.sleep(RECURRING_SECONDS)
+    time.sleep(seconds)
     return (lab.operator.processor() - spent) / (time.monotonic() - begun)
 
 
@@ -366,9 +373,7 @@ def busy(lab: Lab, count: int) -> Figure:
         _wait_two(lab, namespace)
         with _holding(lab, names, 2):
             time.sleep(REST_SECONDS)
-            begun, spent = time.monotonic(), lab.operator.processor()
-            time.sleep(BUSY_SECONDS)
-            core = (lab.operator.processor() - spent) / (time.monotonic() - begun)
+            core = _core(lab, BUSY_SECONDS)
             cycles = lab.probe(BUSY_CYCLES, BUSY_SECONDS)
             resident = process.memory(lab.operator.pid)
     wakes = [cycle.wake for cycle in cycles if cycle.wake is not None]
