@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from tests.support.brokers import channel_of, put
 from tests.support.fakecluster import FakeCluster, Request, scale_of
-from tests.support.passes import KEY, api, applied, operator, reports, workqueue
+from tests.support.passes import KEY, Passes, api, applied, operator, reports, workqueue
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker import declare
+from workqueue_operator.broker.connection import Broker
 from workqueue_operator.kube.store import Key
 from workqueue_operator.reconcile.queue import Lane, NextPass
 from workqueue_operator.reconcile.reconciler import REPORT_AFTER_WAKE
@@ -77,21 +81,29 @@ def applies(cluster: FakeCluster) -> list[Request]:
     return [one for one in asked if "template" in one.body["spec"]]
 
 
-async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_reports(
-    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reported, others = reports(monkeypatch), asyncio.Event()
+@asynccontextmanager
+async def another_first_pass(passes: Passes) -> AsyncIterator[None]:
+    """A process that starts, while the first pass over another WorkQueue has not ended."""
+    others, queue = asyncio.Event(), passes.parts.queue
 
     async def wait(_: Key) -> NextPass:
         await others.wait()
         return NextPass()
 
+    queue.start(wait, lambda _: False)
+    queue.add(("team", "other"))
+    yield
+    others.set()
+    await queue.stop(60)
+
+
+async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_reports(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = reports(monkeypatch)
     cluster = api(vhost.url)
-    async with operator(cluster, "team") as passes:
+    async with operator(cluster, "team") as passes, another_first_pass(passes):
         passes.parts.store.put_deployment(deployment_of_an_earlier_spec())
-        queue = passes.parts.queue
-        queue.start(wait, lambda _: False)
-        queue.add(("team", "other"))
 
         due = await passes.run()
 
@@ -108,5 +120,67 @@ async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_rep
         assert [
             one.body["spec"]["template"]["spec"]["containers"][0]["image"] for one in applies(cluster)
         ] == ["jobs:1"]
-        others.set()
-        await queue.stop(60)
+
+
+async def left_asleep(cluster: FakeCluster, reported: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """A WorkQueue as an earlier process leaves it that has declared its queue and set its doorbell."""
+    async with operator(cluster, "team") as passes:
+        await passes.run()
+    body = workqueue()
+    return {**body, "metadata": {**body["metadata"], "resourceVersion": "2"}, "status": reported.pop()}
+
+
+async def test_first_pass_over_a_workqueue_that_slept_sets_nothing_but_its_doorbell(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported, deployment, cluster = reports(monkeypatch), Deployment(), api(vhost.url)
+    cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
+    slept = await left_asleep(cluster, reported)
+    declared: list[str] = []
+    real = declare.declare
+
+    async def recorded(one: WorkQueue, broker: Broker) -> Any:
+        declared.append(one.queue_name)
+        return await real(one, broker)
+
+    monkeypatch.setattr(declare, "declare", recorded)
+    async with operator(cluster, "team") as passes, another_first_pass(passes), channel_of(vhost) as channel:
+        passes.parts.store.put_workqueue(slept)
+        passes.parts.store.put_deployment(deployment.body)
+
+        due = await passes.run()
+
+        handle = passes.parts.brokers.known(KEY)
+        assert handle is not None
+        assert handle.broker.has_doorbell("jobs")
+        assert (declared, reported) == ([], [])
+        assert due == NextPass(0.0, lane=Lane.RESYNC)
+        assert passes.reconciler._has_declared(KEY), "a ring goes before the passes of the start"
+
+        put(channel, "jobs", b"1")
+        await until(lambda: not handle.broker.has_doorbell("jobs"))
+        passes.parts.queue.ring(KEY)
+        await passes.reconciler.reconcile(KEY)
+
+        assert declared == ["jobs"]
+        assert deployment.body["spec"]["replicas"] == 1
+
+
+async def test_queue_that_was_deleted_while_its_workqueue_slept_is_declared_again(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported, deployment, cluster = reports(monkeypatch), Deployment(), api(vhost.url)
+    cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
+    slept = await left_asleep(cluster, reported)
+    async with operator(cluster, "team") as passes, another_first_pass(passes), channel_of(vhost) as channel:
+        channel.queue_delete("jobs")
+        passes.parts.store.put_workqueue(slept)
+        passes.parts.store.put_deployment(deployment.body)
+
+        await passes.run()
+        await passes.reconciler.reconcile(KEY)
+
+        handle = passes.parts.brokers.known(KEY)
+        assert handle is not None
+        await until(lambda: handle.broker.has_doorbell("jobs"))
+        assert channel.queue_declare("jobs", passive=True).method.message_count == 0

@@ -63,6 +63,7 @@ from workqueue_operator.scaling.gather import (
 from workqueue_operator.scaling.place import Place
 from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
 from workqueue_operator.scaling.snapshot import Snapshot
+from workqueue_operator.workers.apply import is_owned_by
 from workqueue_operator.workers.target import Targets
 
 logger = logging.getLogger(__name__)
@@ -163,9 +164,9 @@ class Reconciler:
             self._parts.queue.add(key, Lane.RESYNC)
 
     def _has_declared(self, key: Key) -> bool:
-        """Whether a pass has declared the queue. Until then a pass takes many requests."""
+        """Whether a pass has declared the queue or set its doorbell. Until then a pass takes many requests."""
         state = self._pass_states.get(key)
-        return state is not None and state.queue is not None
+        return state is not None and (state.queue is not None or state.caught_up)
 
     # -- errors --------------------------------------------------------------------------------------
 
@@ -350,6 +351,13 @@ class Reconciler:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
             return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
         place = Place(self._clock, handle.broker, partial(parts.queue.release_place, workqueue.key))
+        # The doorbells of all come before the first look at a template, and before the first report.
+        is_first = parts.queue.catches_up and not state.caught_up
+        if is_first and self._slept(workqueue, binding.display):
+            state.caught_up = True
+            with place.waits_for_broker(DECLARE_SECONDS):
+                await self._set_doorbell_again(workqueue, handle)
+            return None, NextPass(0.0, lane=Lane.RESYNC)
         try:
             with place.waits_for_broker(DECLARE_SECONDS):
                 queue = await self._declare(workqueue, state, handle)
@@ -362,13 +370,26 @@ class Reconciler:
         if about_limit is not None and queue.status == "True":
             queue = about_limit
         next_slot = parts.recurring.look(workqueue, handle.broker)
-        # The doorbells of all come before the first look at a template, and before the first report.
-        is_first = parts.queue.catches_up and not state.caught_up
         connection = Connection(handle, binding, place, is_first)
         outcome, due = await self._scale(workqueue, state, connection, queue)
         if next_slot is not None and (due.after is None or next_slot < due.after):
             due = replace(due, after=next_slot)
         return outcome, due
+
+    def _slept(self, workqueue: WorkQueue, broker: str) -> bool:
+        """Whether the WorkQueue needs nothing but its doorbell."""
+        seen = self._parts.targets.seen(workqueue)
+        pods = self._parts.targets.pods(workqueue)
+        return (
+            seen is not None
+            and is_owned_by(seen, workqueue)
+            and wake.slept(workqueue, deployment_view(seen), pods, broker)
+        )
+
+    async def _set_doorbell_again(self, workqueue: WorkQueue, handle: BrokerHandle) -> None:
+        """Set the doorbell on a queue that an earlier process declared. The next pass declares it again."""
+        handle.poller.watch(workqueue.key, workqueue.queue_name).claimed = True
+        await handle.broker.install_doorbell(workqueue.queue_name)
 
     async def _without_depth(
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None

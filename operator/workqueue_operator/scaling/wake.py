@@ -5,11 +5,13 @@ A pass adjusts it after the scaling. Every scale-in to zero installs it first.
 
 from __future__ import annotations
 
-from workqueue_operator.api.reasons import Reason, Unknown
-from workqueue_operator.api.workqueue import Wake, WorkQueue
+from collections.abc import Sequence
+
+from workqueue_operator.api.reasons import ConditionType, Reason, Unknown
+from workqueue_operator.api.workqueue import ConditionStatus, Wake, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue
-from workqueue_operator.kube.views import DeploymentView
+from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.ports import Broker
 from workqueue_operator.scaling.decide import Decision, Depth, ScaleOut
 from workqueue_operator.scaling.snapshot import Snapshot
@@ -28,6 +30,32 @@ def wake_of(workqueue: WorkQueue, handle: Broker, polled: PolledQueue) -> Wake:
         and handle.broker.version.nack_counts_as_delivery
     )
     return Wake.POLL if polled.refusal is not None or borrowed else workqueue.wake
+
+
+def slept(workqueue: WorkQueue, deployment: DeploymentView, pods: Sequence[PodView], broker: str) -> bool:
+    """Whether an earlier process left a WorkQueue that needs nothing but its doorbell. Pure.
+
+    Its status says that the queue exists and that the next message starts a worker. Nothing of the spec changes that
+    with time.
+
+    Args:
+        broker: the broker of the doorbell (`Binding.display`).
+    """
+    spec, status = workqueue.spec, workqueue.status
+    ready, workers = status.condition(ConditionType.READY), status.condition(ConditionType.WORKERS_AVAILABLE)
+    return (
+        status.observed_generation == workqueue.metadata.generation
+        and ready is not None
+        and ready.status is ConditionStatus.TRUE
+        and workers is not None
+        and workers.reason == Reason.SCALED_TO_ZERO.value
+        and deployment.replicas == deployment.current == 0
+        and not pods
+        and deployment.broker == broker
+        and workqueue.wake is Wake.PUSH
+        and spec.queue.declare
+        and not (spec.scaling.schedules or spec.limits or spec.recurring)
+    )
 
 
 async def adjust_doorbell(snapshot: Snapshot, decision: Decision, handle: Broker) -> Unknown | None:
