@@ -155,7 +155,7 @@ async def test_first_pass_over_a_workqueue_that_slept_sets_nothing_but_its_doorb
         assert handle.broker.has_doorbell("jobs")
         assert (declared, reported) == ([], [])
         assert due == NextPass(0.0, lane=Lane.RESYNC)
-        assert passes.reconciler._has_declared(KEY), "a ring goes before the passes of the start"
+        assert passes.reconciler._is_known(KEY), "a ring goes before the passes of the start"
 
         put(channel, "jobs", b"1")
         await until(lambda: not handle.broker.has_doorbell("jobs"))

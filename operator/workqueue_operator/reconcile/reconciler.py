@@ -159,11 +159,11 @@ class Reconciler:
 
         The store must be complete: a pass that misses a Deployment creates it.
         """
-        self._parts.queue.start(self.reconcile, self._has_declared)
+        self._parts.queue.start(self.reconcile, self._is_known)
         for key in list(self._parts.store.workqueues):
             self._parts.queue.add(key, Lane.RESYNC)
 
-    def _has_declared(self, key: Key) -> bool:
+    def _is_known(self, key: Key) -> bool:
         """Whether a pass has declared the queue or set its doorbell. Until then a pass takes many requests."""
         state = self._pass_states.get(key)
         return state is not None and (state.queue is not None or state.caught_up)
