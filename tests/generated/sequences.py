@@ -127,6 +127,10 @@ class _Trial:
         self._seen = _looked_at(place)
         """The last state; empty if it is no longer known."""
         self._recreated = False
+        self._is_recorded = True
+        """Whether the operator has seen the WorkQueue since it was created, so that it has recorded its bindings."""
+        self._forgot = False
+        """Whether bindings of a WorkQueue of before may be in no record."""
         self._may_conflict = False
         """Whether RabbitMQ may have a queue or an exchange with arguments of an earlier spec."""
 
@@ -134,6 +138,7 @@ class _Trial:
         """Take one step."""
         before = self._specs[-1]
         change = self._change(step)
+        self._forgot |= not self._is_recorded
         try:
             match step.how:
                 case How.PATCH | How.BACK:
@@ -173,7 +178,8 @@ class _Trial:
             raise AssertionError(f"a new WorkQueue cannot have what an update could get: {error}") from None
         _looked_at(fresh)
         moved = len({one["connectionSecretRef"]["name"] for one in self._specs}) > 1
-        _require_equal(self._place, fresh, moved=moved, forgot=moved and self._recreated)
+        forgot = self._forgot or (moved and self._recreated)
+        _require_equal(self._place, fresh, moved=moved, forgot=forgot)
 
     def _change(self, step: Step) -> Object:
         spec = self._specs[-1]
@@ -183,7 +189,7 @@ class _Trial:
 
     def _recreate(self, spec: Object) -> None:
         self._place.delete()
-        self._seen, self._may_conflict, self._recreated = {}, True, True
+        self._seen, self._may_conflict, self._recreated, self._is_recorded = {}, True, True, False
         try:
             self._place.create(spec)
         except RefusedError:
@@ -193,7 +199,7 @@ class _Trial:
     def _look(self) -> None:
         now = _looked_at(self._place)
         _require_kept(self._seen, now)
-        self._seen = now
+        self._seen, self._is_recorded = now, True
 
 
 def difference(before: Object, after: Object) -> Object:
@@ -293,7 +299,8 @@ def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterato
 
     Args:
         moved: whether it was on another virtual host. The record of its bindings there stays.
-        forgot: whether it was also deleted there, and that record with it.
+        forgot: whether it was also deleted there, and that record with it; or deleted, and changed before the
+            operator had seen the new one.
     """
     if moved:
         _forget_left_brokers(one["workqueue"], other["workqueue"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.support.brokers import channel_of, put
 from tests.support.fakecluster import FakeCluster, Request, scale_of
 from tests.support.passes import KEY, Passes, api, applied, operator, reports, workqueue
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker import declare
 from workqueue_operator.broker.connection import Broker
@@ -122,20 +125,37 @@ async def test_first_pass_of_a_process_ends_at_the_doorbell_and_the_next_one_rep
         ] == ["jobs:1"]
 
 
-async def left_asleep(cluster: FakeCluster, reported: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """A WorkQueue as an earlier process leaves it that has declared its queue and set its doorbell."""
+@dataclass
+class Restarted:
+    """An operator that starts beside a WorkQueue that slept. The first pass over another one has not ended.
+
+    Attributes:
+        declared: the queues that a whole pass has declared.
+        reported: the statuses that passes have reported.
+        deployment: as the API server has it.
+    """
+
+    passes: Passes
+    channel: BlockingChannel
+    declared: list[str]
+    reported: list[Mapping[str, Any]]
+    deployment: Deployment
+
+    @property
+    def broker(self) -> Broker:
+        handle = self.passes.parts.brokers.known(KEY)
+        assert handle is not None
+        return handle.broker
+
+
+@pytest.fixture
+async def restarted(vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Restarted]:
+    reported, deployment, cluster = reports(monkeypatch), Deployment(), api(vhost.url)
+    cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
     async with operator(cluster, "team") as passes:
         await passes.run()
     body = workqueue()
-    return {**body, "metadata": {**body["metadata"], "resourceVersion": "2"}, "status": reported.pop()}
-
-
-async def test_first_pass_over_a_workqueue_that_slept_sets_nothing_but_its_doorbell(
-    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reported, deployment, cluster = reports(monkeypatch), Deployment(), api(vhost.url)
-    cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
-    slept = await left_asleep(cluster, reported)
+    slept = {**body, "metadata": {**body["metadata"], "resourceVersion": "2"}, "status": reported.pop()}
     declared: list[str] = []
     real = declare.declare
 
@@ -147,40 +167,64 @@ async def test_first_pass_over_a_workqueue_that_slept_sets_nothing_but_its_doorb
     async with operator(cluster, "team") as passes, another_first_pass(passes), channel_of(vhost) as channel:
         passes.parts.store.put_workqueue(slept)
         passes.parts.store.put_deployment(deployment.body)
-
-        due = await passes.run()
-
-        handle = passes.parts.brokers.known(KEY)
-        assert handle is not None
-        assert handle.broker.has_doorbell("jobs")
-        assert (declared, reported) == ([], [])
-        assert due == NextPass(0.0, lane=Lane.RESYNC)
-        assert passes.reconciler._is_known(KEY), "a ring goes before the passes of the start"
-
-        put(channel, "jobs", b"1")
-        await until(lambda: not handle.broker.has_doorbell("jobs"))
-        passes.parts.queue.ring(KEY)
-        await passes.reconciler.reconcile(KEY)
-
-        assert declared == ["jobs"]
-        assert deployment.body["spec"]["replicas"] == 1
+        yield Restarted(passes, channel, declared, reported, deployment)
 
 
-async def test_queue_that_was_deleted_while_its_workqueue_slept_is_declared_again(
-    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+async def test_first_pass_over_a_workqueue_that_slept_sets_its_doorbell(restarted: Restarted) -> None:
+    due = await restarted.passes.run()
+
+    assert restarted.broker.has_doorbell("jobs")
+    assert (restarted.declared, restarted.reported) == ([], [])
+    assert due == NextPass(0.0, lane=Lane.RESYNC)
+
+    await restarted.passes.reconciler.reconcile(KEY)
+
+    assert restarted.declared == ["jobs"]
+    assert len(restarted.reported) == 1
+
+
+async def test_ring_after_that_first_pass_raises_the_count(restarted: Restarted) -> None:
+    await restarted.passes.run()
+    put(restarted.channel, "jobs", b"1")
+    await until(lambda: not restarted.broker.has_doorbell("jobs"))
+    restarted.passes.parts.queue.ring(KEY)
+
+    await restarted.passes.reconciler.reconcile(KEY)
+
+    assert restarted.deployment.body["spec"]["replicas"] == 1
+
+
+async def test_message_that_waited_for_the_start_raises_the_count_in_the_first_pass(
+    restarted: Restarted,
 ) -> None:
-    reported, deployment, cluster = reports(monkeypatch), Deployment(), api(vhost.url)
-    cluster.answer("PATCH", "/deployments/jobs-worker", deployment)
-    slept = await left_asleep(cluster, reported)
-    async with operator(cluster, "team") as passes, another_first_pass(passes), channel_of(vhost) as channel:
-        channel.queue_delete("jobs")
-        passes.parts.store.put_workqueue(slept)
-        passes.parts.store.put_deployment(deployment.body)
+    put(restarted.channel, "jobs", b"1")
 
-        await passes.run()
-        await passes.reconciler.reconcile(KEY)
+    await restarted.passes.run()
 
-        handle = passes.parts.brokers.known(KEY)
-        assert handle is not None
-        await until(lambda: handle.broker.has_doorbell("jobs"))
-        assert channel.queue_declare("jobs", passive=True).method.message_count == 0
+    assert not restarted.broker.has_doorbell("jobs")
+    assert restarted.deployment.body["spec"]["replicas"] == 1
+
+
+async def test_queue_that_was_deleted_before_the_start_is_declared_again(restarted: Restarted) -> None:
+    restarted.channel.queue_delete("jobs")
+    restarted.channel.queue_delete("jobs.dead")
+
+    await restarted.passes.run()
+    await restarted.passes.reconciler.reconcile(KEY)
+
+    assert restarted.broker.has_doorbell("jobs")
+    for queue in ("jobs", "jobs.dead"):
+        assert restarted.channel.queue_declare(queue, passive=True).method.message_count == 0
+
+
+async def test_stream_that_replaced_the_queue_gets_no_doorbell(restarted: Restarted) -> None:
+    """To get a message from a stream, as a doorbell does, would close the whole connection."""
+    restarted.channel.queue_delete("jobs")
+    restarted.channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "stream"})
+
+    await restarted.passes.run()
+
+    assert not restarted.broker.has_doorbell("jobs")
+    assert restarted.broker.generation == 1, "the connection stays open"
+    conditions = {one["type"]: one for one in restarted.reported[-1]["conditions"]}
+    assert conditions["QueueDeclared"]["reason"] == Reason.QUEUE_CONFLICT.value

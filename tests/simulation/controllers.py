@@ -216,8 +216,13 @@ class DeploymentController(_Controller):
 
 @dataclass
 class _Expected:
-    """Pods that a ReplicaSet controller has created or deleted, and does not see yet."""
+    """Pods that a ReplicaSet controller has created or deleted, and does not see yet.
 
+    Attributes:
+        uid: the ReplicaSet's.
+    """
+
+    uid: str
     created: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
 
@@ -254,6 +259,7 @@ class ReplicaSetController(_Controller):
             if other[1] == key[1] and _owner(body, "ReplicaSet") == key[2]
         ]
         if replicaset is None:
+            self._expected.pop(key, None)
             for other, _ in pods:
                 self._server.delete("garbage-collector", other)
             return
@@ -263,7 +269,10 @@ class ReplicaSetController(_Controller):
             if not body["metadata"].get("deletionTimestamp")
             and body["status"]["phase"] not in {"Failed", "Succeeded"}
         ]
-        expected = self._expected.setdefault(key, _Expected())
+        expected = self._expected.get(key)
+        if expected is None or expected.uid != replicaset["metadata"]["uid"]:
+            # Of a ReplicaSet of the same name that was deleted, nothing is expected any longer.
+            expected = self._expected[key] = _Expected(replicaset["metadata"]["uid"])
         seen, alive = {other[2] for other, _ in pods}, {other[2] for other, _ in active}
         expected.created -= seen
         expected.deleted &= alive

@@ -53,9 +53,10 @@ class Stage:
         self.changed_template: dict[WorkQueueKey, float] = defaultdict(float)
         self.cancelled: dict[str, float] = {}
         """When RabbitMQ stored the cancel of a message, by its id."""
-        self.cluster.cancelling = {
-            step.arguments[:2] for step in scenario.steps if step.what.startswith("user cancels")
-        }
+        cancels = (step for step in scenario.steps if step.what.startswith("user cancels"))
+        queues = {self.workqueues[step.arguments[:2]].queue for step in cancels}
+        # Also of another WorkQueue on the same queue.
+        self.cluster.cancelling = {key for key, one in self.workqueues.items() if one.queue in queues}
         self.told: list[tuple[WorkQueueKey, Any, str]] = []
         self.published: dict[str, int] = defaultdict(int)
         self.paused_recurring: set[WorkQueueKey] = set()

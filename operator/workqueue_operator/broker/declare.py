@@ -69,7 +69,12 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Declar
         ) from None
     if (problem := await _bind_to_others(plan, broker)) is not None:
         return Finding("False", problem.reason, problem.message), answers
-    return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist."), answers
+    return both_exist(queue), answers
+
+
+def both_exist(queue: str) -> Finding:
+    """Return the finding about a queue that is as the WorkQueue specifies."""
+    return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist.")
 
 
 async def _dead_letter_queue(workqueue: WorkQueue, broker: Broker) -> DeclareCounts:

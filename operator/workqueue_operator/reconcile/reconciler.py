@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from workqueue.contract.topology import is_delay_queue
+from workqueue.contract.topology import is_delay_queue, work_queue
 from workqueue_operator.api.reasons import UNANSWERED, ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import Metadata, WorkQueue, WorkQueueStatus, timestamp
 from workqueue_operator.backoff import delay
@@ -164,9 +164,9 @@ class Reconciler:
             self._parts.queue.add(key, Lane.RESYNC)
 
     def _is_known(self, key: Key) -> bool:
-        """Whether a pass has declared the queue or set its doorbell. Until then a pass takes many requests."""
+        """Whether a pass has declared the queue. Until then a pass takes many requests."""
         state = self._pass_states.get(key)
-        return state is not None and (state.queue is not None or state.caught_up)
+        return state is not None and state.queue is not None
 
     # -- errors --------------------------------------------------------------------------------------
 
@@ -353,11 +353,12 @@ class Reconciler:
         place = Place(self._clock, handle.broker, partial(parts.queue.release_place, workqueue.key))
         # The doorbells of all come before the first look at a template, and before the first report.
         is_first = parts.queue.catches_up and not state.caught_up
-        if is_first and self._slept(workqueue, binding.display):
-            state.caught_up = True
+        if is_first and state.queue is None and self._slept(workqueue, binding.display):
             with place.waits_for_broker(DECLARE_SECONDS):
-                await self._set_doorbell_again(workqueue, handle)
-            return None, NextPass(0.0, lane=Lane.RESYNC)
+                if await self._set_doorbell_again(workqueue, state, handle):
+                    return None, NextPass(0.0, lane=Lane.RESYNC)
+        # The pass after that reports, unless a message came first.
+        is_first = is_first and (state.queue is None or parts.queue.rang_at(workqueue.key) is not None)
         try:
             with place.waits_for_broker(DECLARE_SECONDS):
                 queue = await self._declare(workqueue, state, handle)
@@ -386,10 +387,30 @@ class Reconciler:
             and wake.slept(workqueue, deployment_view(seen), pods, broker)
         )
 
-    async def _set_doorbell_again(self, workqueue: WorkQueue, handle: BrokerHandle) -> None:
-        """Set the doorbell on a queue that an earlier process declared. The next pass declares it again."""
-        handle.poller.watch(workqueue.key, workqueue.queue_name).claimed = True
-        await handle.broker.install_doorbell(workqueue.queue_name)
+    async def _set_doorbell_again(self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle) -> bool:
+        """Set the doorbell of a WorkQueue that slept. The next pass makes sure of everything else.
+
+        The declaration finds a queue that others have replaced, or whose messages need workers and no doorbell.
+
+        Returns:
+            Whether that was enough.
+        """
+        queue = workqueue.queue_name
+        watched = handle.poller.watch(workqueue.key, queue)
+        try:
+            claimants = await self._parts.brokers.claimants(queue, handle)
+            _require_first_claim(workqueue, claimants, self._parts.store)
+            counts = await handle.broker.declare_queue(work_queue(workqueue.queue_settings))
+            watched.record(counts)
+            watched.claimed = True
+            await self._compare_claims(workqueue, handle)
+        except ReconcileError:
+            return False  # the whole pass meets it again, and reports it
+        if counts.ready:
+            return False
+        state.queue = declare.both_exist(queue)
+        watched.active = not await handle.broker.install_doorbell(queue)
+        return True
 
     async def _without_depth(
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None

@@ -29,8 +29,7 @@ class PassState:
         last_scale: the status fields about the last change of the count.
         failures: passes in a row that raised an error, such as one of the API server.
         problems: passes in a row that had no depth.
-        caught_up: whether a pass has set the doorbell since the start of this process, and the count unless the
-            WorkQueue slept.
+        caught_up: whether a pass has set the doorbell and the count since the start of this process.
         reported: the resourceVersion and the outcome of the last pass that had something new to report.
     """
 

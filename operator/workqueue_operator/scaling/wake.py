@@ -54,6 +54,8 @@ def slept(workqueue: WorkQueue, deployment: DeploymentView, pods: Sequence[PodVi
         and deployment.broker == broker
         and workqueue.wake is Wake.PUSH
         and spec.queue.declare
+        and spec.replicas is None
+        and spec.scaling.min_replicas == 0
         and not (spec.scaling.schedules or spec.limits or spec.recurring)
     )
 
