@@ -142,9 +142,15 @@ async def test_event_of_a_change_is_no_list(cluster: FakeCluster, store: Store) 
     assert not store.watch_lists.is_set()
 
 
-async def test_failed_resync_is_followed_by_the_next(cluster: FakeCluster, store: Store) -> None:
-    resync = Resync(cluster, store, (), 0.001)
+async def test_failed_resync_is_repeated_long_before_the_next_round(
+    cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was deleted in a gap of the watch must not stay for minutes because the API server was busy."""
+    monkeypatch.setattr(module, "AGAIN", (0.001, 0.001))
+    monkeypatch.setattr(module, "AFTER_WATCH_LISTS", 0.001)
+    resync = Resync(cluster, store, (), 3600)
     cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
+    store.watch_lists.set()
     running = asyncio.create_task(resync.run())
     await until(lambda: len(cluster.asked) > 2)
     cluster.answer("GET", "/workqueues", {"nobody": "thought of this"})

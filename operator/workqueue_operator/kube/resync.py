@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from workqueue_operator.backoff import delay
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Cluster, deployments_path, pods_path, workqueues_path
 from workqueue_operator.kube.store import Key, Store, key_of
@@ -25,6 +26,10 @@ BLIND_AFTER: Final = 180.0
 
 FIRST_AGAIN: Final = 2.0
 """Seconds between two attempts of the first LIST."""
+
+AGAIN: Final = (2.0, 60.0)
+"""Seconds: the first and the longest pause after a round that failed. When the watch has had a gap, the API server is
+often overloaded, and what was deleted in the gap must not stay until the next round."""
 
 AFTER_WATCH_LISTS: Final = 2.0
 """Seconds from the last object of a LIST of kopf until the LIST that drops what was deleted before it."""
@@ -68,22 +73,28 @@ class Resync:
         self.blind_since: float | None = None
 
     async def run(self) -> None:
-        """List when due, until cancelled."""
+        """List when due, and soon again after a failure, until cancelled."""
+        failures, pause = 0, self._seconds
         while True:
-            await self._until_due()
+            await self._until_due(pause)
             try:
                 await self.once()
-            except ClusterError as error:
-                logger.warning("A LIST failed.", extra={"status": error.status, "detail": error.message})
-            except Exception:
-                # An unexpected error in one LIST must not stop the resync.
-                logger.exception("A LIST failed unexpectedly.")
+            except Exception as error:
+                failures += 1
+                pause = min(max(_retry_after(error), delay(failures, *AGAIN)), self._seconds)
+                if isinstance(error, ClusterError):
+                    logger.warning("A LIST failed.", extra={"status": error.status, "detail": error.message})
+                else:
+                    # An unexpected error in one LIST must not stop the resync.
+                    logger.exception("A LIST failed unexpectedly.")
+            else:
+                failures, pause = 0, self._seconds
 
-    async def _until_due(self) -> None:
-        """Wait until kopf has listed, at most for the pause between two rounds."""
+    async def _until_due(self, pause: float) -> None:
+        """Wait until kopf has listed, at most for a pause in seconds."""
         watch_lists = self._store.watch_lists
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(pause):
                 await watch_lists.wait()
                 while watch_lists.is_set():
                     watch_lists.clear()
@@ -163,6 +174,10 @@ class Resync:
                 break
         self._store.correct(kind, listed, namespace, taken_at)
         return surprises
+
+
+def _retry_after(error: Exception) -> float:
+    return error.retry_after or 0.0 if isinstance(error, ClusterError) else 0.0
 
 
 def _number(result: int | BaseException) -> int:
