@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.objects import merged
+from tests.support.passes import workqueue
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.scaling.wake import slept
@@ -25,25 +26,9 @@ NOBODY = DeploymentView(
     refusal=None,
     broker=BROKER,
 )
-ASLEEP: dict[str, Any] = {
-    "apiVersion": "workqueue.dev/v1alpha1",
-    "kind": "WorkQueue",
-    "metadata": {
-        "namespace": "team",
-        "name": "jobs",
-        "uid": "uid-1",
-        "generation": 2,
-        "resourceVersion": "1",
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    },
-    "spec": {
-        "connectionSecretRef": {"name": "rabbitmq"},
-        "worker": {"image": "jobs:1", "handler": {"python": "jobs:handle"}},
-    },
-}
 
 
-def status(generation: int = 2, ready: str = "True", workers: str = "ScaledToZero") -> dict[str, Any]:
+def status(generation: int = 1, ready: str = "True", workers: str = "ScaledToZero") -> dict[str, Any]:
     reasons = {"Ready": (ready, "AsExpected"), "WorkersAvailable": ("True", workers)}
     conditions = [
         {
@@ -61,8 +46,8 @@ def status(generation: int = 2, ready: str = "True", workers: str = "ScaledToZer
 def asks(
     change: dict[str, Any], shown: dict[str, Any], view: DeploymentView = NOBODY, *pods: PodView
 ) -> bool:
-    workqueue = WorkQueue.model_validate(merged({**ASLEEP, "status": shown}, {"spec": change}))
-    return slept(workqueue, view, pods, BROKER)
+    body = merged({**workqueue(), "status": shown}, {"spec": change})
+    return slept(WorkQueue.model_validate(body), view, pods, BROKER)
 
 
 def test_workqueue_at_zero_whose_status_is_current_needs_only_its_doorbell() -> None:
@@ -75,10 +60,12 @@ def test_workqueue_at_zero_whose_status_is_current_needs_only_its_doorbell() -> 
         {"queue": {"declare": False}},
         {"scaling": {"wake": "Poll"}},
         {"scaling": {"schedules": [{"start": "0 8 * * *", "end": "0 18 * * *", "minReplicas": 1}]}},
+        {"replicas": 0},
+        {"scaling": {"minReplicas": 1}},
         {"limits": {"concurrency": 2}},
         {"recurring": [{"name": "a", "cron": "0 8 * * *"}]},
     ],
-    ids=["a queue of others", "wake Poll", "schedules", "limits", "recurring messages"],
+    ids=["a queue of others", "wake Poll", "schedules", "a pin", "a minimum", "limits", "recurring messages"],
 )
 def test_spec_that_needs_more_than_a_message_gets_a_whole_pass(change: dict[str, Any]) -> None:
     assert not asks(change, status())
@@ -86,7 +73,7 @@ def test_spec_that_needs_more_than_a_message_gets_a_whole_pass(change: dict[str,
 
 @pytest.mark.parametrize(
     "shown",
-    [{}, status(generation=1), status(ready="False"), status(workers="WorkersStarting")],
+    [{}, status(generation=0), status(ready="False"), status(workers="WorkersStarting")],
     ids=["none", "of an earlier spec", "not Ready", "with workers"],
 )
 def test_other_status_gets_a_whole_pass(shown: dict[str, Any]) -> None:

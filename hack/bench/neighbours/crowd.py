@@ -322,7 +322,7 @@ def _restart(lab: Lab, doorbells: int) -> float:
 def recurring(lab: Lab, count: int) -> Figure:
     """Entries of `spec.recurring` whose times have not come: the processor time that they add to the operator."""
     with _crowd(lab, count // RECURRING_EACH, {}) as (namespace, names):
-        before = _core_at_rest(lab)
+        before = _core_at_rest(lab, RECURRING_SECONDS)
         entries = [
             {
                 "name": f"entry-{number}",
@@ -339,7 +339,7 @@ def recurring(lab: Lab, count: int) -> Figure:
             return all(len(one["status"].get("recurring", [])) == RECURRING_EACH for one in found)
 
         eventually(are_known, WAIT_SECONDS, f"{count} entries have a next time")
-        added = _core_at_rest(lab) - before
+        added = _core_at_rest(lab, RECURRING_SECONDS) - before
     return Figure(
         f"{added:+.4f} core ({before:.4f} without them)",
         added <= MOST_CORE_OF_RECURRING,
@@ -347,10 +347,10 @@ def recurring(lab: Lab, count: int) -> Figure:
     )
 
 
-def _core_at_rest(lab: Lab) -> float:
-    """Return the share of a core that the operator uses after a while."""
+def _core_at_rest(lab: Lab, seconds: float) -> float:
+    """Return the share of a core that the operator uses for some seconds, after a while."""
     time.sleep(REST_SECONDS)
-    return _core(lab, RECURRING_SECONDS)
+    return _core(lab, seconds)
 
 
 def _core(lab: Lab, seconds: float) -> float:
@@ -372,8 +372,7 @@ def busy(lab: Lab, count: int) -> Figure:
             lab.wait_workers(namespace, names)
         _wait_two(lab, namespace)
         with _holding(lab, names, 2):
-            time.sleep(REST_SECONDS)
-            core = _core(lab, BUSY_SECONDS)
+            core = _core_at_rest(lab, BUSY_SECONDS)
             cycles = lab.probe(BUSY_CYCLES, BUSY_SECONDS)
             resident = process.memory(lab.operator.pid)
     wakes = [cycle.wake for cycle in cycles if cycle.wake is not None]
