@@ -67,7 +67,7 @@ class Watch:
 
     Args:
         feed: called with the type of the event and the object.
-        gaps_hide_deletions: as with kopf, whose LIST reports no deletions. Its objects have no type.
+        on_list: called after each LIST, as with kopf, whose LIST reports no deletions. Its objects have no type.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Watch:
         feed: Callable[[Any, Object], None],
         process: Process | None = None,
         *,
-        gaps_hide_deletions: bool = False,
+        on_list: Callable[[], None] | None = None,
     ) -> None:
         self._world = world
         self._server = server
         self._plural = plural
         self._feed = feed
-        self._hides = gaps_hide_deletions
+        self._on_list = on_list
         self._process = process
         self._stream = Stream(world.loop, process)
         self._broken = False
@@ -94,9 +94,10 @@ class Watch:
 
     def begin(self) -> None:
         """List everything, and follow the changes."""
+        self._note_list()
         for key, body in self._server.of(self._plural):
             self._known[key] = body
-            self._send(None if self._hides else "ADDED", body)
+            self._send(None if self._on_list else "ADDED", body)
 
     def notify(self, kind: str, key: Key, body: Object) -> None:
         """An object has changed."""
@@ -119,15 +120,20 @@ class Watch:
             self._world.later(_LISTED_LATER, self._mend)
             return
         self._broken = False
+        self._note_list()
         now = dict(self._server.of(self._plural))
         for key in [key for key in self._known if key not in now]:
             body = self._known.pop(key)
-            if not self._hides:
+            if not self._on_list:
                 self._send("DELETED", body)
         for key, body in now.items():
-            if self._hides or self._known.get(key) is not body:
+            if self._on_list or self._known.get(key) is not body:
                 self._known[key] = body
-                self._send(None if self._hides else "MODIFIED", body)
+                self._send(None if self._on_list else "MODIFIED", body)
+
+    def _note_list(self) -> None:
+        if self._on_list is not None and (self._process is None or self._process.alive):
+            self._on_list()
 
     def _send(self, kind: str | None, body: Object) -> None:
         if self._process is not None and not self._process.alive:

@@ -285,7 +285,7 @@ class Cluster:
 
         for plural in _KINDS:
             operator.watches.append(
-                self.server.watch(plural, feeder(plural), process=process, gaps_hide_deletions=True)
+                self.server.watch(plural, feeder(plural), process=process, on_list=store.watch_lists.set)
             )
         await asyncio.get_running_loop().create_future()
 

@@ -272,6 +272,14 @@ def _(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(resync.Resync, "first", resync.Resync.once)
 
 
+@mutant("gap not corrected", "what was deleted in a gap of the watch stays until the next round of LISTs")
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def until_due(_resync: Any, pause: float) -> None:
+        await resync.asyncio.sleep(pause)
+
+    patches.setattr(resync.Resync, "_until_due", until_due)
+
+
 @mutant("same broker by name", "two addresses of one broker count as two brokers")
 def _(patches: pytest.MonkeyPatch) -> None:
     async def same(self: Any, other: Any, _queue: str) -> bool:

@@ -353,9 +353,9 @@ class Stage:
             for watch in one.watches:
                 if watch._plural == plural:
                     watch.break_off(seconds)
-        # A deletion in the gap shows at the next resync.
+        # A deletion in the gap shows at the LIST after it, or at the one after that, if one fails.
         self._sick("api")
-        self.world.later(seconds + 65.0, self._well, "api")
+        self.world.later(seconds + 10.0, self._well, "api")
         return ["api"], None
 
     def ReplicaSet_controller_sees_pods_late(self, lag: float) -> Any:  # noqa: N802

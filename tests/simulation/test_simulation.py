@@ -63,6 +63,7 @@ ELSEWHERE = {
     "unknown is zero": "tests/unit/test_depth.py::test_depth_is_unknown",
     "no backoff": "tests/operator/test_failing_pass.py::test_failing_passes_back_off_to_one_per_minute",
     "first LIST": "tests/unit/test_resync.py::test_first_list_is_retried_until_the_api_server_answers",
+    "gap not corrected": "tests/unit/test_resync.py::test_deletion_before_a_list_of_the_watch_is_found_after_it",
     "unscheduled is dead": "tests/unit/test_retire_plan.py::test_pod_whose_worker_may_run_unreported_stays",
     "quota": "tests/unit/test_decide.py::test_bursts_under_a_quota_trim_once_per_window",
     "count not tested": "tests/unit/test_scaler.py::test_failed_test_operation_is_a_conflict_and_no_refusal",

@@ -9,6 +9,8 @@ from typing import Any
 
 import kopf
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from workqueue_operator.kube import watch
 from workqueue_operator.kube.store import Store
@@ -81,8 +83,36 @@ def test_store_keeps_its_own_copy_of_an_event() -> None:
     assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"
 
 
-def test_repeated_login_with_same_token_is_a_new_login() -> None:
+async def test_repeated_login_with_same_token_is_a_new_login() -> None:
     """kopf exits when it gets refused credentials again; an API server may refuse them only for a moment."""
-    one, other = (watch._Connection(server="https://kubernetes", token="same") for _ in range(2))
+    login = kopf.ConnectionInfo(server="https://kubernetes", token="same")
+    one, other = (watch._session(login, lambda: None) for _ in range(2))
     assert one != other
-    assert len({one, other}) == 2
+    for made in (one, other):
+        await made.aiohttp_session.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "heard"),
+    [
+        pytest.param("/apis/workqueue.dev/v1alpha1/workqueues?limit=20", 200, 1, id="list"),
+        pytest.param("/apis/workqueue.dev/v1alpha1/workqueues?limit=20", 500, 0, id="list-that-failed"),
+        pytest.param(
+            "/apis/workqueue.dev/v1alpha1/workqueues?watch=true&resourceVersion=1", 200, 0, id="watch"
+        ),
+        pytest.param("/apis/workqueue.dev/v1alpha1", 200, 0, id="discovery"),
+    ],
+)
+async def test_session_of_kopf_reports_each_list_also_without_objects(
+    path: str, status: int, heard: int
+) -> None:
+    async def answer(_request: web.BaseRequest) -> web.Response:
+        return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}}, status=status)
+
+    lists: list[None] = []
+    async with RawTestServer(answer) as server:
+        login = kopf.ConnectionInfo(server=str(server.make_url("")))
+        session = watch._session(login, lambda: lists.append(None)).aiohttp_session
+        async with session, session.get(server.make_url(path)) as response:
+            await response.read()
+    assert len(lists) == heard

@@ -12,7 +12,6 @@ from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube import resync as module
-from workqueue_operator.kube import watch
 from workqueue_operator.kube.resync import Resync
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
@@ -90,7 +89,7 @@ async def test_partially_failed_list_drops_no_object_of_that_kind(cluster: FakeC
     assert ("team", "two") in store.workqueues
 
 
-async def test_deletion_before_a_list_of_the_watch_is_found_after_that_list(
+async def test_deletion_before_a_list_of_the_watch_is_found_after_it(
     cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watch begins with a LIST without the object, and lists again after a gap."""
@@ -101,8 +100,7 @@ async def test_deletion_before_a_list_of_the_watch_is_found_after_that_list(
     cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
     running = asyncio.create_task(resync.run())
     for gone in ("two", "one"):
-        watch._feed(store, "workqueues", {"type": None, "object": thing("one", 1)})
-
+        store.watch_lists.set()
         await until(lambda gone=gone: ("team", gone) not in store.workqueues)
         cluster.answer("GET", "/workqueues", listed())
     running.cancel()
@@ -115,7 +113,7 @@ async def test_list_waits_for_the_end_of_a_long_list_of_the_watch(
     monkeypatch.setattr(module, "AFTER_WATCH_LISTS", 1.0)
     running = asyncio.create_task(Resync(cluster, store, (), 300).run())
     for _ in range(20):
-        store.saw_event("pods", is_listed=True)
+        store.watch_lists.set()
         await asyncio.sleep(0.02)
     assert not cluster.asked
 
@@ -134,12 +132,6 @@ async def test_watch_that_lists_without_end_does_not_stop_the_resync(
     await until(lambda: len(cluster.asked) >= len(module.PATHS))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-
-
-async def test_event_of_a_change_is_no_list(cluster: FakeCluster, store: Store) -> None:
-    watch._feed(store, "workqueues", {"type": "MODIFIED", "object": thing("one", 1)})
-
-    assert not store.watch_lists.is_set()
 
 
 async def test_failed_resync_is_repeated_long_before_the_next_round(

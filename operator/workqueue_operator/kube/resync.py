@@ -32,7 +32,7 @@ AGAIN: Final = (2.0, 60.0)
 often overloaded, and what was deleted in the gap must not stay until the next round."""
 
 AFTER_WATCH_LISTS: Final = 2.0
-"""Seconds from the last object of a LIST of kopf until the LIST that drops what was deleted before it."""
+"""Seconds from the last response to a LIST of kopf until the LIST that drops what was deleted before it."""
 
 FIRST_PAGE: Final = 100
 PAGE: Final = 50

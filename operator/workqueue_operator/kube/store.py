@@ -94,7 +94,7 @@ class Store:
         wake: called with the key of a WorkQueue when one of its objects has changed.
 
     Attributes:
-        watch_lists: set when an object arrives that the watch has listed.
+        watch_lists: set when the watch gets a response to a LIST.
     """
 
     wake: Callable[[Key], None]
@@ -287,11 +287,9 @@ class Store:
                 del self._gone[gone]
         self.freshness[kind].listed = time.monotonic()
 
-    def saw_event(self, kind: str, *, is_listed: bool = False) -> None:
+    def saw_event(self, kind: str) -> None:
         """Note that the watch of a kind has delivered an event, or an object that it has listed."""
         self.freshness[kind].event = time.monotonic()
-        if is_listed:
-            self.watch_lists.set()
 
     def _is_news(self, kind: str, key: Key, body: Object) -> bool:
         """Return whether this version is newer than the stored version and than a deletion.

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
+import aiohttp
+
 from workqueue_operator.kube.light_imports import ResourceMemories, ResourceMemory, kopf
 from workqueue_operator.kube.resync import PATHS
 from workqueue_operator.kube.store import Store
@@ -38,20 +40,37 @@ LOGIN_SECONDS: Final = 1.0
 """Minimum pause between two logins. Each login follows a 401."""
 
 
-class _Connection(kopf.ConnectionInfo):
-    """A login that never equals another one.
+def _session(login: kopf.ConnectionInfo, on_list: Callable[[], None]) -> kopf.AiohttpSession:
+    """Return a login with an HTTP session of our own.
 
-    kopf stops when a new login equals a refused one, although an API server may answer 401 only briefly. Certificates
-    are verified as Go does: those of many clusters lack extensions that Python requires since 3.13.
+    kopf has no callback for the end of a LIST, and none at all for a LIST without objects. And it stops when a new
+    login equals a refused one, although an API server may answer 401 only briefly; no session equals another one.
+    Certificates are verified as Go does: those of many clusters lack extensions that Python requires since 3.13.
+
+    Args:
+        on_list: called after each response to a LIST.
     """
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    async def responded(_session: Any, _context: Any, request: aiohttp.TraceRequestEndParams) -> None:
+        # Of kopf's requests, only a LIST has a limit (`CHUNK`).
+        if "limit" in request.url.query and request.response.ok:
+            on_list()
 
-    def as_ssl_context(self) -> ssl.SSLContext:
-        context = super().as_ssl_context()
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        return context
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(responded)
+    context = login.as_ssl_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    session = aiohttp.ClientSession(
+        # Each watch holds a connection.
+        connector=aiohttp.TCPConnector(limit=0, ssl=context),
+        headers=login.as_http_headers(),
+        proxy=login.proxy_url,
+        trust_env=login.trust_env,
+        trace_configs=[trace],
+    )
+    return kopf.AiohttpSession(
+        server=login.server, default_namespace=login.default_namespace, aiohttp_session=session
+    )
 
 
 class _NoDifferences(kopf.DiffBaseStorage):
@@ -104,13 +123,13 @@ def registry(store: Store, kinds: Iterable[str] = PATHS) -> kopf.OperatorRegistr
     last_login = -LOGIN_SECONDS
 
     @kopf.on.login(registry=made)
-    async def login(**context: Any) -> kopf.ConnectionInfo | None:
+    async def login(**context: Any) -> kopf.AiohttpSession | None:
         """Log in again after each 401, so that a renewed service account token is used."""
         nonlocal last_login
         await asyncio.sleep(last_login + LOGIN_SECONDS - time.monotonic())
         last_login = time.monotonic()
         found = kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
-        return None if found is None else _Connection(**vars(found))
+        return None if found is None else _session(found, store.watch_lists.set)
 
     def feeder(kind: str) -> Any:
         async def feed(event: Any, **_: Any) -> None:
@@ -162,8 +181,7 @@ async def run(
 
 
 def _feed(store: Store, kind: str, event: Any) -> None:
-    # The objects of a LIST have no type.
-    store.saw_event(kind, is_listed=event["type"] is None)
+    store.saw_event(kind)
     body = event["object"]
     if event["type"] == "DELETED":
         store.drop(kind, body)
