@@ -11,9 +11,14 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True)
 
 def digest(value: Any) -> bytes:
     """Return a digest of 16 bytes. The order of keys does not matter."""
-    return digest_of_text(_ENCODER.encode(value))
+    return digest_of_text(sorted_json(value))
 
 
 def digest_of_text(text: str) -> bytes:
     """Return a digest of 16 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def sorted_json(value: Any) -> str:
+    """Return a value as JSON with sorted keys."""
+    return _ENCODER.encode(value)

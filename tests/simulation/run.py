@@ -46,9 +46,10 @@ class Result:
 def run(
     scenario: Scenario, mutate: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 ) -> Result:
-    """Run a scenario to its end, or until a property does not hold."""
+    """Run a scenario to its end, or until a property does not hold. Leaves about 1 MiB of garbage behind."""
     begun = time.process_time()
     world = World(scenario.seed)
+    # The garbage collector would end coroutines of killed operators in the middle of another step.
     gc.disable()
     asyncio.set_event_loop(world.loop)
     try:
@@ -61,7 +62,6 @@ def run(
                     world.violated("deadlock", "nothing is ready and no timer is set")
     finally:
         asyncio.set_event_loop(None)
-        gc.enable()
     return Result(scenario, world.violations, world.story, time.process_time() - begun)
 
 

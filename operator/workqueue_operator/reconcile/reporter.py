@@ -19,7 +19,7 @@ from typing import Any, Final
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
-from workqueue_operator.digest import digest, digest_of_text
+from workqueue_operator.digest import digest, digest_of_text, sorted_json
 from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.client import events_path, workqueue_path
 from workqueue_operator.kube.events import event_body, workqueue_reference
@@ -88,7 +88,7 @@ class _Report:
     Attributes:
         packer: packs the statuses of all WorkQueues.
         packed: the status from the last pass, as JSON.
-        digests: of that, with and without numbers; None until they are needed.
+        whole, without_numbers: digests of that.
         shown_by: the version of the WorkQueue that shows this status; None while none is known.
         written: the last write; None before the first.
         failures: failed writes in a row.
@@ -98,8 +98,9 @@ class _Report:
 
     key: Key
     packer: TextPacker
-    packed: bytes
-    digests: tuple[bytes, bytes] | None = None
+    packed: bytes = b""
+    whole: bytes = b""
+    without_numbers: bytes = b""
     shown_by: int | None = None
     written: Written | None = None
     failures: int = 0
@@ -107,21 +108,16 @@ class _Report:
     timer: Timer | None = None
 
     @property
-    def text(self) -> str:
-        """The status from the last pass, as JSON."""
-        return self.packer.unpack(self.packed)
-
-    @property
     def wanted(self) -> dict[str, Any]:
         """The status from the last pass."""
-        found: dict[str, Any] = json.loads(self.text)
+        found: dict[str, Any] = json.loads(self.packer.unpack(self.packed))
         return found
 
-    def digest(self) -> tuple[bytes, bytes]:
-        """Return the digests of the status, with and without numbers. Most passes do not change it."""
-        if self.digests is None:
-            self.digests = digest_of_text(self.text), digest(_without_numbers(self.wanted))
-        return self.digests
+    def want(self, status: Mapping[str, Any]) -> None:
+        """Replace the status. Most passes do not change it, so that its digests are kept."""
+        text = sorted_json(status)
+        self.packed, self.shown_by = self.packer.pack(text), None
+        self.whole, self.without_numbers = digest_of_text(text), digest(_without_numbers(status))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +239,15 @@ class Reporter:
         self._metrics.workqueues.of(*workqueue.key).conditions = _shared(
             tuple((one["type"], one["status"], one["reason"]) for one in status["conditions"])
         )
-        report, text = self._reports.get(uid), json.dumps(status)
+        report = self._reports.get(uid)
         if report is None:
-            self._reports[uid] = _Report(workqueue.key, self._packer, self._packer.pack(text))
-        elif text != (before := report.text):
-            text = json.dumps(_with_times_of(json.loads(before), status))
-            if text != before:
-                report.packed, report.digests, report.shown_by = self._packer.pack(text), None, None
+            report = self._reports[uid] = _Report(workqueue.key, self._packer)
+            report.want(status)
+        else:
+            before = report.wanted
+            now = _with_times_of(before, status)
+            if now != before:
+                report.want(now)
         self._offer(uid)
 
     def _offer(self, uid: str, *, hurry: bool = False) -> None:
@@ -274,15 +272,14 @@ class Reporter:
         """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
         written, now = report.written, self._clock.monotonic()
         if written is None:
-            if self._shown(report.key, uid) == report.wanted:
+            if digest(self._shown(report.key, uid)) == report.whole:
                 # An earlier process wrote it.
-                report.written = Written(*report.digest(), now)
+                report.written = Written(report.whole, report.without_numbers, now)
                 return None
             return report.not_before - now
-        whole, without_numbers = report.digest()
-        if written.whole == whole and self._is_shown(report, uid):
+        if written.whole == report.whole and self._is_shown(report, uid):
             return None
-        only_numbers = written.without_numbers == without_numbers
+        only_numbers = written.without_numbers == report.without_numbers
         return max(written.at + (NUMBERS_EVERY if only_numbers else STATUS_EVERY), report.not_before) - now
 
     async def _write(self, uid: str) -> None:
@@ -290,7 +287,7 @@ class Reporter:
         if report is None:
             return
         namespace, name = report.key
-        status, digests = report.wanted, report.digest()
+        status, digests = report.wanted, (report.whole, report.without_numbers)
         try:
             answer = await self._kubernetes.apply(
                 f"{workqueue_path(namespace, name)}/status",
