@@ -134,7 +134,7 @@ def storm(lab: Lab, count: int) -> Figure:
 
 
 def storm_of_pending(lab: Lab, count: int) -> Figure:
-    """The same as `storm`, with pods that never become Ready. The messages are taken from the queues."""
+    """The same as `storm`, with pods that never become Ready. When all exist, the queues are emptied."""
     return _storm(lab, count, {}, lab.default_controllers())
 
 
@@ -207,8 +207,9 @@ def _copy(name: str, deployment: Object) -> Object:
 
 def _take_back(lab: Lab, namespace: str, names: Sequence[str], counts: Counts, *, ready: bool) -> float:
     """Take the messages, and wait until the last count is 0. Return when the messages were taken."""
+    # Until the controller-manager has made a pod, nobody can know whether a worker runs, and a count stays.
+    lab.wait_workers(namespace, names, ready=ready)
     if ready:
-        lab.wait_workers(namespace, names)
         with disturb.consumers(lab, names):
             begun = time.monotonic()
             counts.wait(names, lambda replicas: replicas == 0)

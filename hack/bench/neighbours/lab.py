@@ -461,16 +461,15 @@ class Lab:
 
         eventually(quiet, WAIT_SECONDS, f"{len(names)} queues have a doorbell")
 
-    def wait_workers(self, namespace: str, names: Sequence[str]) -> None:
-        """Wait until these WorkQueues have a Ready worker."""
+    def wait_workers(self, namespace: str, names: Sequence[str], *, ready: bool = True) -> None:
+        """Wait until these WorkQueues have a worker that is Ready, or only a pod."""
+        counted = "readyReplicas" if ready else "replicas"
 
-        def ready() -> bool:
+        def have_workers() -> bool:
             found = self.deployments(namespace)
-            return all(
-                found.get(f"{name}-worker", {}).get("status", {}).get("readyReplicas") for name in names
-            )
+            return all(found.get(f"{name}-worker", {}).get("status", {}).get(counted) for name in names)
 
-        eventually(ready, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} have workers")
+        eventually(have_workers, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} have workers")
 
     # -- RabbitMQ -------------------------------------------------------------------------------------
 
