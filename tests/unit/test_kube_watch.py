@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import json
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kopf
@@ -12,6 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
+from tests.support.wait import until
 from workqueue_operator.kube import watch
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
@@ -42,6 +46,32 @@ def _no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+DISCOVERY = {
+    "versions": ["v1"],
+    "groups": [],
+    "resources": [
+        {"name": name, "singularName": "", "kind": kind, "namespaced": namespaced, "verbs": ["list", "watch"]}
+        for name, kind, namespaced in (("pods", "Pod", True), ("namespaces", "Namespace", False))
+    ],
+}
+"""The answer to each question of kopf about the API."""
+
+
+def kubeconfig(file: Path, server: str) -> Path:
+    named = {"name": "test"}
+    file.write_text(
+        json.dumps(
+            {
+                "current-context": "test",
+                "clusters": [{**named, "cluster": {"server": server}}],
+                "contexts": [{**named, "context": {"cluster": "test", "user": "test"}}],
+                "users": [{**named, "user": {"token": "any"}}],
+            }
+        )
+    )
+    return file
 
 
 class Part(dict[str, Any]):
@@ -116,3 +146,36 @@ async def test_session_of_kopf_reports_each_list_also_without_objects(
         async with session, session.get(server.make_url(path)) as response:
             await response.read()
     assert len(lists) == heard
+
+
+async def test_kopf_lists_again_when_a_list_expires_between_two_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow API server forgets the version of a LIST after some minutes, and answers 410."""
+    lists: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if "watch" in request.query:
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            await asyncio.Event().wait()
+        if not request.path.endswith("/pods"):
+            return web.json_response(DISCOVERY)
+        token = request.query.get("continue", "")
+        lists.append(token)
+        if token == "old":
+            return web.json_response({"kind": "Status", "code": 410, "reason": "Expired"}, status=410)
+        found = {"metadata": {"resourceVersion": "9", "continue": "old" if len(lists) == 1 else ""}}
+        return web.json_response({"kind": "PodList", "apiVersion": "v1", "items": [pod()], **found})
+
+    store = Store(lambda _: None)
+    async with RawTestServer(answer) as server:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", str(server.make_url("")))))
+        running = asyncio.create_task(
+            watch.run(store, ["team"], identity="test", started=lambda: None, kinds=["pods"])
+        )
+        await until(lambda: len(lists) == 3 or running.done())
+        assert not running.done(), running.exception()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert lists == ["", "old", ""]

@@ -11,6 +11,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 from typing import Any, Final, cast
 
 import aiohttp
@@ -43,9 +44,11 @@ LOGIN_SECONDS: Final = 1.0
 def _session(login: kopf.ConnectionInfo, on_list: Callable[[], None]) -> kopf.AiohttpSession:
     """Return a login with an HTTP session of our own.
 
-    kopf has no callback for the end of a LIST, and none at all for a LIST without objects. And it stops when a new
-    login equals a refused one, although an API server may answer 401 only briefly; no session equals another one.
-    Certificates are verified as Go does: those of many clusters lack extensions that Python requires since 3.13.
+    - kopf has no callback for the end of a LIST, and none at all for a LIST without objects.
+    - kopf stops when the version of a LIST expires between two chunks, as on a slow API server.
+    - kopf stops when a new login equals a refused one, although an API server may answer 401 only briefly. No session
+      equals another one.
+    - Certificates are verified as Go does: those of many clusters lack extensions that Python requires since 3.13.
 
     Args:
         on_list: called after each response to a LIST.
@@ -53,7 +56,13 @@ def _session(login: kopf.ConnectionInfo, on_list: Callable[[], None]) -> kopf.Ai
 
     async def responded(_session: Any, _context: Any, request: aiohttp.TraceRequestEndParams) -> None:
         # Of kopf's requests, only a LIST has a limit (`CHUNK`).
-        if "limit" in request.url.query and request.response.ok:
+        if "limit" not in request.url.query:
+            return
+        if request.response.status == HTTPStatus.GONE:
+            request.response.close()
+            # kopf lists again after an interrupted response.
+            raise aiohttp.ClientPayloadError("the version of the LIST has expired between two chunks")
+        if request.response.ok:
             on_list()
 
     trace = aiohttp.TraceConfig()
