@@ -179,7 +179,7 @@ class _Trial:
         _looked_at(fresh)
         moved = len({one["connectionSecretRef"]["name"] for one in self._specs}) > 1
         forgot = self._forgot or (moved and self._recreated)
-        _require_equal(self._place, fresh, moved=moved, forgot=forgot)
+        _require_equal(self._place, fresh, _Past(moved, forgot, self._may_conflict))
 
     def _change(self, step: Step) -> Object:
         spec = self._specs[-1]
@@ -280,12 +280,28 @@ def _require_kept(before: Object, after: Object) -> None:
             assert not changed, f"refused, and yet changed: {changed}"
 
 
-def _require_equal(evolved: Place, fresh: Place, *, moved: bool, forgot: bool) -> None:
+@dataclass(frozen=True)
+class _Past:
+    """What a sequence may have left behind in RabbitMQ.
+
+    Attributes:
+        moved: whether the WorkQueue was on another virtual host. The record of its bindings there stays.
+        forgot: whether it was also deleted there, and that record with it; or deleted, and changed before the
+            operator had seen the new one.
+        kept: whether the queue may be of before. RabbitMQ accepts its declaration with another x-consumer-timeout.
+    """
+
+    moved: bool
+    forgot: bool
+    kept: bool
+
+
+def _require_equal(evolved: Place, fresh: Place, past: _Past) -> None:
     found: list[str] = []
 
     def equal() -> bool:
         nonlocal found
-        found = list(_unlike(evolved.state(), fresh.state(), moved=moved, forgot=forgot))
+        found = list(_unlike(evolved.state(), fresh.state(), past))
         return not found
 
     try:
@@ -294,16 +310,9 @@ def _require_equal(evolved: Place, fresh: Place, *, moved: bool, forgot: bool) -
         raise AssertionError("differs from a fresh WorkQueue:\n" + "\n".join(found)) from None
 
 
-def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterator[str]:
-    """Differences that neither a condition explains, nor what the sequence left behind in RabbitMQ.
-
-    Args:
-        moved: whether it was on another virtual host. The record of its bindings there stays.
-        forgot: whether it was also deleted there, and that record with it; or deleted, and changed before the
-            operator had seen the new one.
-    """
-    if moved:
-        _forget_left_brokers(one["workqueue"], other["workqueue"])
+def _unlike(one: Object, other: Object, past: _Past) -> Iterator[str]:
+    """Differences that neither a condition explains, nor what the sequence left behind in RabbitMQ."""
+    _forget_the_past(one, other, past)
     applied = _condition(other, ConditionType.WORKLOAD_APPLIED)["status"] == "True"
     start = _condition(other, ConditionType.WORKERS_AVAILABLE)["status"] != "False"
     # Without a depth the count of before is held, unless it is pinned.
@@ -326,7 +335,7 @@ def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterato
         found = {name: declared[kind].get(name) for name in wanted[kind]}
         yield from _differences(found, wanted[kind], kind)
     bindings = declared.get("bindings", [])
-    if forgot:
+    if past.forgot:
         bindings = [binding for binding in bindings if binding in wanted.get("bindings", [])]
     yield from _differences(bindings, wanted.get("bindings", []), "bindings")
     if applied and start:
@@ -337,6 +346,16 @@ def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterato
     for kind in (ConditionType.QUEUE_DECLARED, ConditionType.WORKLOAD_APPLIED):
         for part in ("status", "reason"):
             yield from _differences(_condition(one, kind)[part], _condition(other, kind)[part], kind)
+
+
+def _forget_the_past(one: Object, other: Object, past: _Past) -> None:
+    """Drop from the states what no condition can name."""
+    if past.kept:
+        for state in (one, other):
+            for queue in state["broker"].get("queues", {}).values():
+                queue["arguments"].pop("x-consumer-timeout", None)
+    if past.moved:
+        _forget_left_brokers(one["workqueue"], other["workqueue"])
 
 
 def _forget_left_brokers(moved: Object, fresh: Object) -> None:
