@@ -179,7 +179,8 @@ class _Trial:
         _looked_at(fresh)
         moved = len({one["connectionSecretRef"]["name"] for one in self._specs}) > 1
         forgot = self._forgot or (moved and self._recreated)
-        _require_equal(self._place, fresh, _Past(moved, forgot, self._may_conflict))
+        kept = self._recreated or not all(one["queue"]["declare"] for one in self._specs)
+        _require_equal(self._place, fresh, _Past(moved, forgot, kept))
 
     def _change(self, step: Step) -> Object:
         spec = self._specs[-1]

@@ -274,8 +274,8 @@ def _(patches: pytest.MonkeyPatch) -> None:
 
 @mutant("gap not corrected", "what was deleted in a gap of the watch stays until the next round of LISTs")
 def _(patches: pytest.MonkeyPatch) -> None:
-    async def until_due(_resync: Any, pause: float) -> None:
-        await resync.asyncio.sleep(pause)
+    async def until_due(self: Any) -> None:
+        await resync.asyncio.sleep(self._seconds)
 
     patches.setattr(resync.Resync, "_until_due", until_due)
 

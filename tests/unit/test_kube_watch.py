@@ -149,10 +149,14 @@ async def test_session_of_kopf_reports_each_list_also_without_objects(
 
 
 async def test_kopf_lists_again_when_a_list_expires_between_two_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A slow API server forgets the version of a LIST after some minutes, and answers 410."""
+    monkeypatch.setattr(watch, "EXPIRED_AGAIN", (0.01, 0.01))
     lists: list[str] = []
+    logins: list[kopf.AiohttpSession] = []
+    real = watch._session
+    monkeypatch.setattr(watch, "_session", lambda *about: logins.append(real(*about)) or logins[-1])
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         if "watch" in request.query:
@@ -179,3 +183,5 @@ async def test_kopf_lists_again_when_a_list_expires_between_two_chunks(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert lists == ["", "old", ""]
+    assert "The API server forgets the version of a LIST before kopf has read all of it." in caplog.messages
+    assert [login.aiohttp_session.closed for login in logins] == [True]

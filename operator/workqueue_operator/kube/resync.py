@@ -74,9 +74,9 @@ class Resync:
 
     async def run(self) -> None:
         """List when due, and soon again after a failure, until cancelled."""
-        failures, pause = 0, self._seconds
+        failures = 0
+        await self._until_due()
         while True:
-            await self._until_due(pause)
             try:
                 await self.once()
             except Exception as error:
@@ -87,14 +87,17 @@ class Resync:
                 else:
                     # An unexpected error in one LIST must not stop the resync.
                     logger.exception("A LIST failed unexpectedly.")
+                # kopf's LISTs go on while the API server is busy.
+                await asyncio.sleep(pause)
             else:
-                failures, pause = 0, self._seconds
+                failures = 0
+                await self._until_due()
 
-    async def _until_due(self, pause: float) -> None:
-        """Wait until kopf has listed, at most for a pause in seconds."""
+    async def _until_due(self) -> None:
+        """Wait until kopf has listed, or until the next round."""
         watch_lists = self._store.watch_lists
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
+            async with asyncio.timeout(self._seconds):
                 await watch_lists.wait()
                 while watch_lists.is_set():
                     watch_lists.clear()

@@ -8,18 +8,23 @@ API would prevent the start.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 import aiohttp
 
+from workqueue_operator.backoff import delay
 from workqueue_operator.kube.light_imports import ResourceMemories, ResourceMemory, kopf
 from workqueue_operator.kube.resync import PATHS
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
+
+logger = logging.getLogger(__name__)
 
 INACTIVITY_SECONDS: Final = 70.0
 IDLE_SECONDS: Final = 0.1
@@ -40,12 +45,19 @@ _RESOURCES: Final = {
 LOGIN_SECONDS: Final = 1.0
 """Minimum pause between two logins. Each login follows a 401."""
 
+LOGIN_AGAIN: Final = 5.0
+"""Seconds after a login that failed, as with a certificate that is being replaced."""
+
+EXPIRED_AGAIN: Final = (1.0, 60.0)
+"""Seconds: the first and the longest pause after a LIST whose version has expired."""
+
 
 def _session(login: kopf.ConnectionInfo, on_list: Callable[[], None]) -> kopf.AiohttpSession:
     """Return a login with an HTTP session of our own.
 
     - kopf has no callback for the end of a LIST, and none at all for a LIST without objects.
-    - kopf stops when the version of a LIST expires between two chunks, as on a slow API server.
+    - kopf stops when the version of a LIST expires between two chunks, as on a slow API server. Here it lists again
+      after a pause.
     - kopf stops when a new login equals a refused one, although an API server may answer 401 only briefly. No session
       equals another one.
     - Certificates are verified as Go does: those of many clusters lack extensions that Python requires since 3.13.
@@ -54,16 +66,26 @@ def _session(login: kopf.ConnectionInfo, on_list: Callable[[], None]) -> kopf.Ai
         on_list: called after each response to a LIST.
     """
 
+    expired = Counter[str]()
+
     async def responded(_session: Any, _context: Any, request: aiohttp.TraceRequestEndParams) -> None:
+        path, query, response = request.url.path, request.url.query, request.response
+        if "watch" in query and response.ok:
+            expired.pop(path, None)
         # Of kopf's requests, only a LIST has a limit (`CHUNK`).
-        if "limit" not in request.url.query:
-            return
-        if request.response.status == HTTPStatus.GONE:
-            request.response.close()
-            # kopf lists again after an interrupted response.
-            raise aiohttp.ClientPayloadError("the version of the LIST has expired between two chunks")
-        if request.response.ok:
+        if "limit" in query and response.ok:
             on_list()
+        if "limit" in query and response.status == HTTPStatus.GONE:
+            response.close()
+            expired[path] += 1
+            pause = delay(expired[path], *EXPIRED_AGAIN)
+            logger.warning(
+                "The API server forgets the version of a LIST before kopf has read all of it.",
+                extra={"path": path, "again_in_seconds": round(pause, 1)},
+            )
+            await asyncio.sleep(pause)
+            # kopf lists again after an interrupted response.
+            raise aiohttp.ClientPayloadError("the version of the LIST has expired")
 
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(responded)
@@ -119,26 +141,38 @@ def settings() -> kopf.OperatorSettings:
     made.watching.inactivity_timeout = INACTIVITY_SECONDS
     # Each chunk of a LIST is handled before the next one arrives, so that the LIST is never in memory as a whole.
     made.watching.chunk_size = CHUNK
+    # Instead of a LIST, which `_session` waits for. Not every API server can do it.
+    made.watching.initial_streaming = False
     # kopf holds the last event of each object for this time.
     made.queueing.idle_timeout = IDLE_SECONDS
     made.watching.label_selectors["pods"] = LABEL_WORKQUEUE
     return made
 
 
-def registry(store: Store, kinds: Iterable[str] = PATHS) -> kopf.OperatorRegistry:
-    """Return the callbacks for some kinds, bound to a store."""
+def registry(
+    store: Store, kinds: Iterable[str], sessions: list[aiohttp.ClientSession]
+) -> kopf.OperatorRegistry:
+    """Return the callbacks for some kinds, bound to a store.
+
+    Args:
+        sessions: gets the HTTP session of the last login. kopf closes the earlier ones, and none without a request.
+    """
     made = kopf.OperatorRegistry()
 
     last_login = -LOGIN_SECONDS
 
-    @kopf.on.login(registry=made)
+    @kopf.on.login(registry=made, backoff=LOGIN_AGAIN)
     async def login(**context: Any) -> kopf.AiohttpSession | None:
         """Log in again after each 401, so that a renewed service account token is used."""
         nonlocal last_login
         await asyncio.sleep(last_login + LOGIN_SECONDS - time.monotonic())
         last_login = time.monotonic()
         found = kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
-        return None if found is None else _session(found, store.watch_lists.set)
+        if found is None:
+            return None
+        session = _session(found, store.watch_lists.set)
+        sessions[:] = [session.aiohttp_session]
+        return session
 
     def feeder(kind: str) -> Any:
         async def feed(event: Any, **_: Any) -> None:
@@ -169,8 +203,9 @@ async def run(
         started: called when kopf has installed its own signal handlers.
         kinds: keys of `PATHS`.
     """
+    sessions: list[aiohttp.ClientSession] = []
     tasks = await kopf.spawn_tasks(
-        registry=registry(store, kinds),
+        registry=registry(store, kinds, sessions),
         settings=settings(),
         memories=NoMemories(),
         standalone=True,
@@ -187,6 +222,8 @@ async def run(
         for task in tasks:
             task.cancel()
         await asyncio.wait([asyncio.gather(*tasks, return_exceptions=True)], timeout=STOP_SECONDS)
+        for session in sessions:
+            await session.close()
 
 
 def _feed(store: Store, kind: str, event: Any) -> None:
