@@ -431,6 +431,14 @@ class Lab:
         for name in names:
             eventually(partial(ready, name), WAIT_SECONDS, f"{name} is Ready")
 
+    def wait_reported(self, namespace: str) -> None:
+        """Wait until each WorkQueue is reported: Ready or not."""
+
+        def reported() -> bool:
+            return all(map(is_reported, self.workqueues(namespace).values()))
+
+        eventually(reported, WAIT_SECONDS, f"all WorkQueues of {namespace} are reported")
+
     def wait_settled(self, namespace: str) -> None:
         """Wait until the operator has done what it can for new WorkQueues: no Deployment changes for 3 s."""
         seen, since = self._versions(namespace), time.monotonic()
@@ -593,6 +601,12 @@ def stub(behaviour: str) -> dict[str, str]:
 def workqueues_path(namespace: str) -> str:
     """Return the path of the WorkQueues of a namespace."""
     return f"/apis/workqueue.dev/v1alpha1/namespaces/{namespace}/workqueues"
+
+
+def is_reported(body: Object) -> bool:
+    """Return whether the status says that a WorkQueue is Ready, or that it is not."""
+    conditions = body.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] != "Unknown" for one in conditions)
 
 
 def is_ready(body: Object) -> bool:

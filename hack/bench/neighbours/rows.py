@@ -139,6 +139,8 @@ def dead_addresses(lab: Lab, count: int) -> Iterator[None]:
             lab.secret(namespace, name, uri=f"amqps://user-{number}:secret@{place}/")
         for name in chosen:
             lab.create(namespace, [name], {"connectionSecretRef": {"name": name}})
+        # A Deployment is made only after the first attempt to connect.
+        lab.wait_reported(namespace)
         lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
