@@ -26,7 +26,7 @@ from workqueue_operator.broker.depth_poller import PolledQueue
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.reconcile import queue as passes_queue
-from workqueue_operator.reconcile.queue import PLACES, PLACES_PER_NAMESPACE, Lane
+from workqueue_operator.reconcile.queue import PLACES_PER_NAMESPACE, Lane
 
 HANGING = [f"hanging-{number}" for number in range(20)]
 FOREVER = 3600.0
@@ -241,7 +241,8 @@ async def test_busy_broker_does_not_get_all_passes_at_the_same_time(
         await until(are_declared, 120)
 
         await queue.stop(1)
-    assert most < 2 * PLACES
+    # 31 to 41 on idle and busy machines; without the rule 71.
+    assert most < len(many) / 2
 
 
 def later(answer: asyncio.Future[Any], seconds: float) -> asyncio.Future[Any]:
