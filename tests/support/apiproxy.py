@@ -147,22 +147,7 @@ class ApiProxy:
 
     def write_kubeconfig(self, file: Path) -> Path:
         """A kubeconfig that leads through the proxy."""
-        cluster = {"name": "proxy", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}
-        context = {"name": "proxy", "context": {"cluster": "proxy", "user": "test"}}
-        user = {"name": "test", "user": {"token": "the proxy has its own"}}
-        file.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "proxy",
-                    "clusters": [cluster],
-                    "contexts": [context],
-                    "users": [user],
-                }
-            )
-        )
-        return file
+        return write_kubeconfig(file, f"http://127.0.0.1:{self.port}")
 
     def _lift(self) -> None:
         self._lifted.set()
@@ -310,6 +295,26 @@ class ApiProxy:
                 await response.write_eof()
         finally:
             self._watches.discard(task)
+
+
+def write_kubeconfig(file: Path, server: str) -> Path:
+    """Write the kubeconfig of a server without TLS that does not look at the token."""
+    cluster = {"name": "proxy", "cluster": {"server": server}}
+    context = {"name": "proxy", "context": {"cluster": "proxy", "user": "test"}}
+    user = {"name": "test", "user": {"token": "the proxy has its own"}}
+    file.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "proxy",
+                "clusters": [cluster],
+                "contexts": [context],
+                "users": [user],
+            }
+        )
+    )
+    return file
 
 
 def _hang_up(request: web.Request) -> Exception:

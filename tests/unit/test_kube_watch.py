@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
+from tests.support.apiproxy import write_kubeconfig
 from tests.support.wait import until
 from workqueue_operator.kube import watch
 from workqueue_operator.kube.store import Store
@@ -57,21 +57,6 @@ DISCOVERY = {
     ],
 }
 """The answer to each question of kopf about the API."""
-
-
-def kubeconfig(file: Path, server: str) -> Path:
-    named = {"name": "test"}
-    file.write_text(
-        json.dumps(
-            {
-                "current-context": "test",
-                "clusters": [{**named, "cluster": {"server": server}}],
-                "contexts": [{**named, "context": {"cluster": "test", "user": "test"}}],
-                "users": [{**named, "user": {"token": "any"}}],
-            }
-        )
-    )
-    return file
 
 
 class Part(dict[str, Any]):
@@ -174,7 +159,8 @@ async def test_kopf_lists_again_when_a_list_expires_between_two_chunks(
 
     store = Store(lambda _: None)
     async with RawTestServer(answer) as server:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", str(server.make_url("")))))
+        credentials = write_kubeconfig(tmp_path / "kubeconfig", str(server.make_url("")))
+        monkeypatch.setenv("KUBECONFIG", str(credentials))
         running = asyncio.create_task(
             watch.run(store, ["team"], identity="test", started=lambda: None, kinds=["pods"])
         )

@@ -605,14 +605,19 @@ def workqueues_path(namespace: str) -> str:
 
 def is_reported(body: Object) -> bool:
     """Return whether the status says that a WorkQueue is Ready, or that it is not."""
-    conditions = body.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] != "Unknown" for one in conditions)
+    return _ready(body) != "Unknown"
 
 
 def is_ready(body: Object) -> bool:
     """Return whether a WorkQueue is Ready."""
-    conditions = {one["type"]: one["status"] for one in body.get("status", {}).get("conditions", [])}
-    return conditions.get("Ready") == "True"
+    return _ready(body) == "True"
+
+
+def _ready(body: Object) -> str:
+    conditions: dict[str, str] = {
+        one["type"]: one["status"] for one in body.get("status", {}).get("conditions", [])
+    }
+    return conditions.get("Ready", "Unknown")
 
 
 def _object(api_version: str, kind: str, name: str, **rest: Any) -> Object:
