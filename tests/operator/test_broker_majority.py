@@ -13,9 +13,14 @@ from tests.support.brokers import Probe, put
 from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import until
+from tests.support.worker import Workers
 from workqueue.contract.topology import Queue
 from workqueue_operator.broker import confirmed, doorbell
 from workqueue_operator.broker.confirmed import OwnMessage
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.scaling.depth import QueueReadings, is_implausible
+from workqueue_operator.workers import client
 
 HEALTHY = [f"healthy-{number}" for number in range(100)]
 
@@ -146,6 +151,23 @@ async def test_messages_to_queue_without_majority_stop_those_of_no_other(
 
             assert not any(task.done() for task in stuck)
         await asyncio.gather(*stuck)
+
+
+@pytest.mark.slow
+async def test_zeros_of_queue_without_majority_are_doubted_after_a_worker_was_asked_to_leave(
+    cluster: RabbitCluster, vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url, queue="stuck").wait_consuming()
+    pod = PodView("a", "uid-a", "10.0.0.1", True, True, False, "h", False, None)
+
+    with cluster.without_majority("stuck", vhost.name):
+        await asyncio.to_thread(worker.retire)
+
+        status = client._parse(worker.status())
+        assert not status.consuming
+        assert is_implausible(
+            QueueReadings(counts=QueueCounts(0, 0, 0.0), pods=[pod], statuses={"a": status})
+        )
 
 
 def message_to(queue: str) -> OwnMessage:

@@ -46,7 +46,7 @@ class Weather:
         loses_answers: the share of writes that are carried out and get no answer.
         refuses: the share of requests that get a 429 or a 500.
         refuses_statuses: whether each write of a status gets a 500.
-        refuses_counts: how many of the next writes of a count get a 500.
+        refuses_counts: how many of the next writes of a count get a 500; infinite: all.
         lag: seconds that each event of a watch comes later, at most.
         denies: for each rule, a function of plural, old and new object that returns the API server's words, or None.
     """
@@ -57,7 +57,7 @@ class Weather:
     loses_answers: float = 0.0
     refuses: float = 0.0
     refuses_statuses: bool = False
-    refuses_counts: int = 0
+    refuses_counts: float = 0
     lag: float = 0.05
     denies: dict[str, Callable[[str, Object | None, Object], str | None]] = field(default_factory=dict)
 

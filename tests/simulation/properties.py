@@ -84,6 +84,9 @@ CONTRADICTS: Final = 40.0
 PASS_WITHIN: Final = LOOK_AGAIN
 """Seconds within which a pass follows a changed count and ends."""
 
+UNKNOWN_WITHIN: Final = 60.0
+"""Seconds without a majority after which a depth is no longer reported as known. Idle queues are polled each 30 s."""
+
 DEAD_LETTERS: Final = (
     STEADY_SECONDS + LONGEST_PAUSE * WARM_SECONDS + PASS_WITHIN + REPORT_AFTER + STATUS_EVERY
 )
@@ -134,6 +137,7 @@ class Properties:
         self._rung: dict[ModelMessage, ModelConsumer] = {}
         self._rang_at: dict[ModelQueue, float] = {}
         self._idle_since: dict[WorkQueueKey, float] = {}
+        self._leaderless_since: dict[WorkQueueKey, float] = {}
         self._writes: deque[tuple[float, int]] = deque()
         self._most_messages: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
         self._waiting: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
@@ -232,6 +236,7 @@ class Properties:
         self._world.tell(writer, f"{key[1]}/{name}: count {was} -> {now}")
         if writer != OPERATOR:
             return
+        self._require_seen(key, was)
         body = self._cluster.server.get("workqueues", *workqueue_key)
         if body is None or body["metadata"].get("deletionTimestamp") or "replicas" in body["spec"]:
             return
@@ -623,6 +628,7 @@ class Properties:
             self._unserved.pop(key, None)
             return
         self._check_waiting(key, body, queue, now)
+        self._check_unknown(key, body, queue, now)
         self._check_surplus(key, body, queue, now)
         self._check_contradictions(key, body, queue, now)
 
@@ -663,6 +669,25 @@ class Properties:
         ):
             self._world.violated(
                 "no obstacle is named", f"{key[0]}/{key[1]}: waiting for {now - since:.0f} s"
+            )
+
+    def _check_unknown(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float) -> None:
+        """The depth of a queue that does not answer, or answers with zeros although it has consumers, is unknown."""
+        if (
+            queue is None
+            or not queue.leaderless
+            or not (queue.answers_zero or queue.rabbit.declare_hangs)
+            or not queue.consumers
+            or body["spec"].get("suspend")
+            or not self._is_owner(key)
+            or self._stage.healthy_for("api", "operator", f"broker {self._stage.broker(key)}") < MARGIN
+        ):
+            self._leaderless_since.pop(key, None)
+            return
+        since = self._leaderless_since.setdefault(key, now)
+        if now - since > UNKNOWN_WITHIN and condition(body, "DepthKnown").get("status") == "True":
+            self._world.violated(
+                "an unknown depth is reported", f"{key[0]}/{key[1]}: for {now - since:.0f} s"
             )
 
     def _check_surplus(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float) -> None:

@@ -117,6 +117,7 @@ def draw(seed: int) -> Scenario:
         *_cancelled(random.Random(f"cancels {seed}"), workqueues),
         *_beside_a_lost_majority(random.Random(f"majority {seed}"), workqueues),
     ]
+    steps = _with_rare_moment(random.Random(f"moment {seed}"), workqueues[0], steps)
     return Scenario(
         seed,
         brokers,
@@ -268,6 +269,65 @@ def _beside_a_lost_majority(chance: random.Random, workqueues: tuple[WorkQueueSp
     lost = Step(at, "queue loses its majority", one.key, round(chance.uniform(30.0, 110.0), 1))
     return [lost, *_doorbell_goes_without_majority(chance, lost, one, [one, other])]
 
+
+def _with_rare_moment(chance: random.Random, one: WorkQueueSpec, steps: list[Step]) -> list[Step]:
+    """A fault that lasts, or meets a short moment. Until it is over, this WorkQueue gets no other messages.
+
+    Without that, a thousand seeds hardly meet these moments.
+    """
+    if chance.random() > 0.08:
+        return steps
+    at, begin = round(chance.uniform(FIRST + 10.0, 80.0), 1), chance.choice(_RARE_MOMENTS)
+    if begin is _pod_goes_while_the_watch_is_broken:
+        # The operators have just listed everything, and the next time comes after the end of the run.
+        at = round(chance.uniform(312.0, LAST), 1)
+    story = begin(chance, at, one)
+    ends = max(step.at + step.seconds for step in story)
+    first = min(step.at for step in story) - 30.0
+    quiet = [
+        step
+        for step in steps
+        if not (step.what.startswith("publish") and step.arguments[:2] == one.key and first < step.at < ends)
+    ]
+    return [*quiet, *story]
+
+
+def _quota_outlasts_a_backlog(chance: random.Random, at: float, one: WorkQueueSpec) -> list[Step]:
+    limit = Step(at, "quota limits pods", (one.namespace, chance.choice([1, 2])), 220.0)
+    return [limit, _publish(limit, 2.0, one, 8, 1.0)]
+
+
+def _counts_are_refused(_: Any, at: float, one: WorkQueueSpec) -> list[Step]:
+    refused = Step(at, "API server refuses counts", (), 25.0)
+    return [refused, _publish(refused, 1.0, one, 2, 1.0)]
+
+
+def _new_pods_are_seen_late(chance: random.Random, at: float, one: WorkQueueSpec) -> list[Step]:
+    """Their workers have messages while the operator does not know their node."""
+    late = Step(at, "watch lags", ("pods", chance.choice([4.0, 8.0, 15.0])), 45.0)
+    # The first message proves the template.
+    return [
+        _publish(late, -15.0, one, 1, 1.0),
+        late,
+        _publish(late, 1.0, one, 6, 0.05),
+        *(_publish(late, after, one, 1, 6.0) for after in (3.0, 4.0, 5.0, 6.0)),
+    ]
+
+
+def _pod_goes_while_the_watch_is_broken(chance: random.Random, at: float, one: WorkQueueSpec) -> list[Step]:
+    """The next worker could not leave if the operator still had that pod in mind."""
+    broken = Step(at, "watch breaks", ("pods", 0.0), 12.0)
+    delay = one.spec["scaling"]["scaleInDelaySeconds"]
+    before = _publish(broken, -(delay + chance.uniform(1.0, 3.0)), one, 1, 1.0)
+    return [before, broken, _publish(broken, 15.0, one, 1, 1.0)]
+
+
+_RARE_MOMENTS: Final = (
+    _quota_outlasts_a_backlog,
+    _counts_are_refused,
+    _new_pods_are_seen_late,
+    _pod_goes_while_the_watch_is_broken,
+)
 
 _BROKER: Final = {
     "broker restarts": (1.0, 70.0),

@@ -331,6 +331,9 @@ class Stage:
         self.cluster.server.weather.refuses_counts = 1
         return [], None
 
+    def API_server_refuses_counts(self) -> Any:  # noqa: N802
+        return self._weather("refuses_counts", math.inf)
+
     def all_watches_lag(self) -> Any:
         return self._weather("lag", self.world.random.choice([0.5, 3.0]))
 

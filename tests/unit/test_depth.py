@@ -48,9 +48,14 @@ def pod(name: str, *, ready: bool = True) -> PodView:
 
 
 def worker(
-    busy: int = 0, *, consuming: bool = True, seconds: float | None = None, rate: float = 0.0
+    busy: int = 0,
+    *,
+    consuming: bool = True,
+    seconds: float | None = None,
+    rate: float = 0.0,
+    queue_answers: bool = True,
 ) -> WorkerStatus:
-    return WorkerStatus(1, busy, consuming, seconds, rate)
+    return WorkerStatus(1, busy, consuming, seconds, rate, queue_answers=queue_answers)
 
 
 A, B = pod("a"), pod("b")
@@ -170,6 +175,11 @@ UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
     (
         "zero consumers and a Ready worker without an answer",
         {"counts": counts(), "pods": [A, B], "statuses": {"a": worker(0, consuming=False)}},
+        Reason.DEPTH_IMPLAUSIBLE,
+    ),
+    (
+        "zero consumers and a worker that has cancelled its consumer without an answer",
+        {"counts": counts(), "pods": [A], "statuses": {"a": worker(consuming=False, queue_answers=False)}},
         Reason.DEPTH_IMPLAUSIBLE,
     ),
     (

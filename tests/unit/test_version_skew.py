@@ -24,6 +24,7 @@ VALUES: dict[str, Any] = {
     "slots": 2,
     "busy": 1,
     "consuming": True,
+    "queueAnswers": True,
     "retired": False,
     "handled": 7,
     "meanHandlerSeconds": 2.0,
@@ -82,7 +83,7 @@ def test_operator_works_with_a_worker_of_an_earlier_release(file: Path, busy: in
 
     status = client._parse(answer)
 
-    assert (status.slots, status.busy, status.handler_seconds) == (2, busy, 1.5)
+    assert (status.slots, status.busy, status.handler_seconds, status.queue_answers) == (2, busy, 1.5, True)
     assert [pod.name for pod in retire.plan([POD], {"a": status}, 1, NOW).ask] == asked
     assert protection.plan([POD], {"a": status}) == protection.ProtectionPlan(), (
         "what is unknown changes nothing"

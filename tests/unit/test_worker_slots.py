@@ -113,9 +113,14 @@ def test_channel_is_dropped_when_consume_is_not_answered(rig: Rig) -> None:
     rig.resume()
     rig.wait(ANSWER_SECONDS - 1)
     assert rig.slot.consumer is ConsumerState.STARTING
+    assert not rig.worker.consumer.queue_answers
+    rig.wait(1)
+    assert rig.slot.closed
+    assert not rig.worker.consumer.queue_answers, "it has only begun again"
     rig.broker.has_no_leader = False
-    rig.wait(7)
+    rig.wait(6)
     assert rig.slot.consuming
+    assert rig.worker.consumer.queue_answers
 
 
 def test_timer_of_an_earlier_consume_does_not_end_a_later_one(rig: Rig) -> None:
@@ -140,8 +145,10 @@ def test_idle_slot_is_closed_when_cancel_is_not_answered(rig: Rig) -> None:
     cancel_without_an_answer(rig)
     rig.wait(ANSWER_SECONDS - 1)
     assert not rig.slot.closed
+    assert not rig.worker.consumer.queue_answers
     rig.wait(1)
     assert rig.slot.closed
+    assert rig.worker.consumer.queue_answers, "a paused slot asks for nothing"
     assert rig.worker.consumer.last_error == "no answer to basic.cancel"
     rig.resume()
     rig.wait(6)

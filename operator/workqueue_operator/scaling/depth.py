@@ -86,10 +86,10 @@ def judge(answers: QueueReadings, queue: str) -> Depth | Unknown:
 
 
 def is_implausible(answers: QueueReadings) -> bool:
-    """Whether RabbitMQ reports zero messages and consumers although a consumer exists.
+    """Whether RabbitMQ reports zero messages and consumers although a consumer exists, or may exist.
 
-    RabbitMQ does that while a quorum queue has no leader. A Ready worker that does not answer may consume, so it
-    contradicts a zero too.
+    RabbitMQ does that while a quorum queue has no leader. A Ready worker that does not answer may consume, and so may
+    one that RabbitMQ does not answer: a worker that was asked to leave gives its consumer up in vain.
     """
     counts = answers.counts
     if not isinstance(counts, QueueCounts) or counts.ready or counts.consumers or counts.doorbell:
@@ -97,10 +97,14 @@ def is_implausible(answers: QueueReadings) -> bool:
     installed_at = answers.doorbell_installed_at
     doorbell = installed_at is not None and counts.at - installed_at > DOORBELL_SHOWS_AFTER
     return doorbell or any(
-        pod.ready and (pod.name not in answers.statuses or answers.statuses[pod.name].consuming)
+        pod.ready and ((status := answers.statuses.get(pod.name)) is None or _may_consume(status))
         for pod in answers.pods
         if pod.broker in {"", answers.broker}
     )
+
+
+def _may_consume(status: WorkerStatus) -> bool:
+    return status.consuming or not status.queue_answers
 
 
 def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load:

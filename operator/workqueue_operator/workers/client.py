@@ -73,6 +73,7 @@ class WorkerStatus:
     Attributes:
         busy: slots in a handler.
         consuming: whether it takes messages (false while retired or cut off from the broker).
+        queue_answers: false while it waits for RabbitMQ to start or to end its consumer.
         handler_seconds: mean time of recent handlers, None before the first.
         deliveries_per_second: its recent rate.
         delay_queues: names of the delay queues that it knows, which are not checked; None from a worker of an older
@@ -94,6 +95,7 @@ class WorkerStatus:
     busy_seconds: float | None = None
     received: int | None = None
     handler_times: Mapping[int, int] = field(default_factory=dict)
+    queue_answers: bool = True
 
 
 ENDED: Final = WorkerStatus(
@@ -325,6 +327,7 @@ def _parse(said: Any) -> WorkerStatus:
         busy_seconds=None if busy_seconds is None else _number(busy_seconds),
         received=None if received is None else int(_number(received)),
         handler_times=_times(said.get(StatusField.HANDLER_TIMES) or {}),
+        queue_answers=bool(said.get(StatusField.QUEUE_ANSWERS, True)),
     )
 
 

@@ -28,6 +28,8 @@ class StatusField(StrEnum):
     WAITING_FOR_TOKEN = "waitingForToken"  # noqa: S105 - a name
     """Busy slots whose message waits for a token of a limit."""
     CONSUMING = "consuming"
+    QUEUE_ANSWERS = "queueAnswers"
+    """Whether RabbitMQ has answered each request about a consumer. A queue without a leader answers none."""
     RETIRED = "retired"
     HANDLED = "handled"
     RECEIVED = "received"

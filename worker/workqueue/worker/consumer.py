@@ -201,6 +201,11 @@ class Consumer:
         return any(slot.consuming for slot in self.slots)
 
     @property
+    def queue_answers(self) -> bool:
+        """Whether no slot waits for an answer about its consumer."""
+        return not any(slot.unanswered for slot in self.slots)
+
+    @property
     def waiting_for_token(self) -> int:
         """How many messages wait for a token of a limit."""
         return sum(limit.waiting for limit in self.limits)

@@ -100,6 +100,7 @@ class Endpoint:
             StatusField.BUSY_SECONDS: consumer.busy_seconds(now),
             StatusField.WAITING_FOR_TOKEN: consumer.waiting_for_token,
             StatusField.CONSUMING: consumer.consuming,
+            StatusField.QUEUE_ANSWERS: consumer.queue_answers,
             StatusField.RETIRED: self.retirement is not None and self.retirement.active,
             StatusField.HANDLED: rates.total_count,
             StatusField.RECEIVED: rates.received,

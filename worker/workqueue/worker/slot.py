@@ -55,6 +55,10 @@ class ConsumerState(Enum):
     CANCELLING = "cancelling"
 
 
+_PENDING: Final = frozenset({ConsumerState.STARTING, ConsumerState.CANCELLING})
+"""RabbitMQ has been asked, and has not answered."""
+
+
 class Delivery:
     """A delivery and its progress. Its slot is free when the message is settled and the handler has returned.
 
@@ -148,6 +152,7 @@ class Slot:
         self._held = False
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._reopening = False
+        self._gave_up = False
 
     @property
     def closed(self) -> bool:
@@ -158,6 +163,11 @@ class Slot:
     def consuming(self) -> bool:
         """Whether RabbitMQ has confirmed the consumer."""
         return self.consumer is ConsumerState.ACTIVE
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether RabbitMQ has not answered the last request, or the one before the slot tried again."""
+        return self.consumer in _PENDING or (self._gave_up and self._wanted and not self._held)
 
     # Called by the worker -------------------------------------------------------------------------------
 
@@ -250,6 +260,7 @@ class Slot:
     def _started(self, channel: Any) -> None:
         if channel is self._channel:
             self.consumer = ConsumerState.ACTIVE
+            self._gave_up = False
             self._backoff.reset()
             self._on_problem(None, None)
             self._adjust()
@@ -260,13 +271,13 @@ class Slot:
         self._connection.call_later(ANSWER_SECONDS, lambda: self._give_up_on(request, method))
 
     def _give_up_on(self, request: int, method: str) -> None:
-        pending = self.consumer in {ConsumerState.STARTING, ConsumerState.CANCELLING}
-        if request != self._requests or not pending:
+        if request != self._requests or self.consumer not in _PENDING:
             return
         if self.delivery is not None and self.delivery.lease.held:
             self._expect_answer(method)  # its message can still be settled, on this channel only
             return
         self._on_problem("The queue does not answer; trying again.", f"no answer to {method}")
+        self._gave_up = True
         channel = self._channel
         self._drop()
         channel.close()
