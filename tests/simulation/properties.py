@@ -800,7 +800,8 @@ class Properties:
                     f"neither handled nor given up: {[(one, self._place_of(one)) for one in lost[:3]]}",
                 )
             )
-        return missing + self._leaks(leaders[0])
+        # Only then: it looks at each task of this process.
+        return missing or self._leaks(leaders[0])
 
     def _place_of(self, message: str) -> str:
         for rabbit in dict.fromkeys(self._cluster.rabbits.values()):
