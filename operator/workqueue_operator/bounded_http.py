@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import aiohttp
+from workqueue_operator.light_aiohttp import aiohttp
 
 PLAIN: Final[dict[str, Any]] = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
 """Session arguments without compression: a few compressed bytes can expand to any size."""

@@ -11,11 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.log import server_logger
-
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
+from workqueue_operator.light_aiohttp import aiohttp, web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -45,7 +42,9 @@ class BoundedServer:
         **runner: Any,
     ) -> None:
         app.middlewares.insert(0, _one_request)
-        self._runner = web.AppRunner(app, access_log=None, logger=_Log(server_logger, {}), **runner)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_Log(aiohttp.log.server_logger, {}), **runner
+        )
         self._host = host
         self._port = port
         self._most = connections
@@ -104,7 +103,7 @@ class _Log(_Adapter):
     """aiohttp's log, with one line for a request that is no HTTP."""
 
     def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
-        if isinstance(exc_info, HttpProcessingError):
+        if isinstance(exc_info, aiohttp.http_exceptions.HttpProcessingError):
             # Not its text, which quotes the request: any port scanner chooses it, and it may contain a token.
             self.logger.info("A request is no HTTP.", extra={"detail": type(exc_info).__name__})
         else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from workqueue_operator.bounded_server import BoundedServer
+from workqueue_operator.light_aiohttp import web
 
 
 class Endpoint:

@@ -17,13 +17,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-import aiohttp
-
 from workqueue.contract.worker_api import PORT, STATUS_PATH
 from workqueue_operator.api.workqueue import ConditionStatus, WorkQueue
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube import client
 from workqueue_operator.kube.client import Cluster, Object
+from workqueue_operator.light_aiohttp import aiohttp
 from workqueue_operator.names import (
     ANNOTATION_ABANDON,
     API_VERSION,

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 
@@ -27,6 +26,7 @@ from workqueue_operator.api.workqueue import MAX_REPLICAS, WorkQueue
 from workqueue_operator.bounded_server import BoundedServer
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Object, Store
+from workqueue_operator.light_aiohttp import web
 from workqueue_web import view_model
 from workqueue_web.access import Access, Person, TooManyError
 from workqueue_web.actions import Action, Actions, RefusedError, form_number, wish_of

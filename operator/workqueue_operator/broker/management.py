@@ -16,9 +16,6 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-import aiohttp
-from aiohttp import encode_basic_auth
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from workqueue.contract.binding import TLS, Binding
@@ -28,6 +25,7 @@ from workqueue_operator.bounded_http import PLAIN, body, described
 from workqueue_operator.broker.lookup import addresses_of
 from workqueue_operator.broker.tls import context
 from workqueue_operator.destinations import ANYWHERE, Destinations
+from workqueue_operator.light_aiohttp import aiohttp
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 
@@ -149,8 +147,8 @@ class Management:
         tls = binding.tls
         async with self._session.get(
             url,
-            headers={"Authorization": encode_basic_auth(binding.username, binding.password)},
-            ssl=await context(TLS(tls.authority)) if tls is not None and tls.authority else True,
+            headers={"Authorization": aiohttp.encode_basic_auth(binding.username, binding.password)},
+            ssl=await context(TLS("" if tls is None else tls.authority)) if url.scheme == "https" else True,
             # The server must not choose the next destination.
             allow_redirects=False,
         ) as response:
@@ -161,7 +159,7 @@ class Management:
         return json.loads(text) if len(text) <= PARSED_AT_ONCE else await asyncio.to_thread(json.loads, text)
 
 
-class _Resolver(AbstractResolver):
+class _Resolver(aiohttp.abc.AbstractResolver):
     """Resolves host names, and refuses forbidden addresses."""
 
     def __init__(self, destinations: Destinations) -> None:
@@ -169,12 +167,12 @@ class _Resolver(AbstractResolver):
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    ) -> list[aiohttp.abc.ResolveResult]:
         found = await addresses_of(host, port)
         for _, address in found:
             _require_address(host, address, self._destinations)
         return [
-            ResolveResult(
+            aiohttp.abc.ResolveResult(
                 hostname=host, host=address, port=port, family=one, proto=0, flags=socket.AI_NUMERICHOST
             )
             for one, address in found

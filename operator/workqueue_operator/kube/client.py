@@ -15,8 +15,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import aiohttp
-
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.light_imports import (
     ApiClient,
@@ -25,6 +23,7 @@ from workqueue_operator.kube.light_imports import (
     load_incluster_config,
     load_kube_config,
 )
+from workqueue_operator.light_aiohttp import aiohttp
 from workqueue_operator.names import FIELD_MANAGER
 
 Object: TypeAlias = dict[str, Any]

@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 
+from workqueue_operator import light_aiohttp  # noqa: F401 - before kopf imports aiohttp
+
 
 @contextmanager
 def _without(package: str) -> Iterator[None]:

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 
-import aiohttp
-
 from workqueue_operator.backoff import delay
 from workqueue_operator.kube.light_imports import ResourceMemories, ResourceMemory, kopf
 from workqueue_operator.kube.resync import PATHS
 from workqueue_operator.kube.store import Store
+from workqueue_operator.light_aiohttp import aiohttp
 from workqueue_operator.names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 
 logger = logging.getLogger(__name__)

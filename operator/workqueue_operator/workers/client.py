@@ -16,14 +16,13 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
-import aiohttp
-
 from workqueue.contract import handler_times, signing
 from workqueue.contract.topology import LONGEST_DELAY_SECONDS
 from workqueue.contract.worker_api import PORT, RETIRE_PATH, STATUS_PATH, StatusField
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
 from workqueue_operator.backoff import delay
 from workqueue_operator.bounded_http import PLAIN, body
+from workqueue_operator.light_aiohttp import aiohttp
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
 ANSWER_SECONDS: Final = 3.0
