@@ -170,7 +170,8 @@ class _Trial:
         self._look()
         spec = self._place.spec()
         self.outcome.ready = _condition(self._seen, ConditionType.READY)["reason"]
-        if not spec["queue"]["declare"] or (self._may_conflict and _conflicts(self._seen)):
+        conflicts = self._may_conflict and _conflicts(self._seen)
+        if conflicts or not spec["queue"]["declare"]:
             fresh.adopt(self._place)
         try:
             fresh.create(spec)
@@ -180,7 +181,7 @@ class _Trial:
         moved = len({one["connectionSecretRef"]["name"] for one in self._specs}) > 1
         forgot = self._forgot or (moved and self._recreated)
         kept = self._recreated or not all(one["queue"]["declare"] for one in self._specs)
-        _require_equal(self._place, fresh, _Past(moved, forgot, kept))
+        _require_equal(self._place, fresh, _Past(moved, forgot, kept, conflicts))
 
     def _change(self, step: Step) -> Object:
         spec = self._specs[-1]
@@ -290,11 +291,13 @@ class _Past:
         forgot: whether it was also deleted there, and that record with it; or deleted, and changed before the
             operator had seen the new one.
         kept: whether the queue may be of before. RabbitMQ accepts its declaration with another x-consumer-timeout.
+        conflicts: whether RabbitMQ refuses the declaration. Until it accepts one, bindings of before stay.
     """
 
     moved: bool
     forgot: bool
     kept: bool
+    conflicts: bool
 
 
 def _require_equal(evolved: Place, fresh: Place, past: _Past) -> None:
@@ -357,6 +360,9 @@ def _forget_the_past(one: Object, other: Object, past: _Past) -> None:
                 queue["arguments"].pop("x-consumer-timeout", None)
     if past.moved:
         _forget_left_brokers(one["workqueue"], other["workqueue"])
+    if past.conflicts:
+        for state in (one, other):
+            state["workqueue"]["metadata"].get("annotations", {}).pop(ANNOTATION_BINDINGS, None)
 
 
 def _forget_left_brokers(moved: Object, fresh: Object) -> None:
