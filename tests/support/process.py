@@ -21,6 +21,22 @@ def threads(pid: int) -> int:
     return _figure(pid, "Threads")
 
 
+def processor_seconds(pid: int) -> float:
+    """The processor time that all its threads have used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def named(name: str) -> list[int]:
+    """The PIDs of the processes with this name (at most 15 characters)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_text().rstrip() == name:
+                found.append(int(path.parent.name))
+    return found
+
+
 def forget_peak(pid: int) -> None:
     """Reset `VmHWM` to the current usage (proc_pid_clear_refs(5))."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -35,6 +35,14 @@ REST_CORE: Final = 0.2
 """The share of a core below which the operator rests. While it reports on 10,000 WorkQueues, it uses half of one."""
 
 WAIT_SECONDS: Final = 600.0
+PROCESSES: Final = {
+    "API server": "kube-apiserver",
+    "etcd": "etcd",
+    "controllers": "kube-controller",
+    "RabbitMQ": "beam.smp",
+}
+"""The other processes of the lab, with the names that the kernel shows."""
+
 BARE_CONNECTIONS: Final = 16
 """Of the client that a storm is compared with. More are not faster."""
 
@@ -149,9 +157,11 @@ def _storm(lab: Lab, count: int, change: Object, controllers: AbstractContextMan
         chosen = names[:: max(1, count // STORM)][:STORM]
         counts, requests = Counts(lab, namespace), Requests(lab)
         counts.wait(chosen, lambda replicas: replicas == 0)
+        before = _processor_seconds(lab)
         published = _publish(lab, chosen)
         sent = max(published.values()) - min(published.values())
         counts.wait(chosen, lambda replicas: replicas > 0)
+        used = {name: seconds - before[name] for name, seconds in _processor_seconds(lab).items()}
         ended = _take_back(lab, namespace, chosen, counts, ready=bool(change))
         time.sleep(CALM_SECONDS)
         spent, written = requests.spent(), requests.counts_written()
@@ -161,14 +171,32 @@ def _storm(lab: Lab, count: int, change: Object, controllers: AbstractContextMan
     ready = sorted(at - min(published.values()) for at in counts.ready_at(chosen))
     p50, longest, each = percentile(wakes, 0.5), wakes[-1], sum(spent.values()) / len(chosen)
     most = ", ".join(f"{number} {what}" for what, number in spent.most_common(6))
+    processors = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in used.items())
     workers = f"workers Ready p50 {percentile(ready, 0.5):.1f} s, max {ready[-1]:.1f} s; " if ready else ""
     return Figure(
         f"sent in {sent * 1000:.0f} ms; counts written p50 {p50 * 1000:.0f} ms, max {longest * 1000:.0f} ms (a bare "
-        f"client: p50 {percentile(bare, 0.5) * 1000:.0f} ms, max {bare[-1] * 1000:.0f} ms); {workers}back to "
-        f"0 after {back:.1f} s; {each:.1f} API requests each ({most})",
+        f"client: p50 {percentile(bare, 0.5) * 1000:.0f} ms, max {bare[-1] * 1000:.0f} ms); processor time "
+        f"until then: {processors}; {workers}back to 0 after {back:.1f} s; {each:.1f} API requests each ({most})",
         p50 <= 0.3 and longest <= 0.7 and back <= 5.0 and each <= 12.0,
-        {"sent": sent, "wakes": wakes, "bare": bare, "ready": ready, "back": back, "requests": dict(spent)},
+        {
+            "sent": sent,
+            "wakes": wakes,
+            "bare": bare,
+            "ready": ready,
+            "back": back,
+            "requests": dict(spent),
+            "processors": used,
+        },
     )
+
+
+def _processor_seconds(lab: Lab) -> dict[str, float]:
+    """The processor time that each part of the lab has used. Nothing else on the machine has these names."""
+    assert lab.operator is not None
+    found = {
+        name: sum(map(process.processor_seconds, process.named(comm))) for name, comm in PROCESSES.items()
+    }
+    return {"operator": lab.operator.processor(), **found}
 
 
 def _write_counts(lab: Lab, namespace: str, names: Sequence[str]) -> list[float]:

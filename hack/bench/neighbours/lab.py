@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -68,8 +67,6 @@ PROBE_EVERY: Final = 10.0
 PROBE_SECONDS: Final = 5.0
 PROBE_FAILURES: Final = 3
 """As the chart's livenessProbe."""
-
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -193,8 +190,7 @@ class Operator:
     def _look(self) -> None:
         """Read what the present process has used. What it used last stays known after its end."""
         with suppress(OSError, IndexError):
-            words = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            self._spent = (int(words[11]) + int(words[12])) / TICKS
+            self._spent = process.processor_seconds(self._process.pid)
             self._peak = max(self._peak, process.memory(self._process.pid, "VmHWM"))
 
     def _keep_alive(self) -> None:
