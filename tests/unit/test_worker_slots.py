@@ -116,10 +116,23 @@ def test_channel_is_dropped_when_consume_is_not_answered(rig: Rig) -> None:
     assert not rig.worker.consumer.queue_answers
     rig.wait(1)
     assert rig.slot.closed
-    assert not rig.worker.consumer.queue_answers, "it has only begun again"
+    assert not rig.worker.consumer.queue_answers, "it tries again"
     rig.broker.has_no_leader = False
     rig.wait(6)
     assert rig.slot.consuming
+    assert rig.worker.consumer.queue_answers
+
+
+def test_lost_connection_asks_the_queue_for_nothing(rig: Rig) -> None:
+    rig.pause()
+    rig.network()
+    rig.broker.has_no_leader = True
+    rig.resume()
+    rig.wait(ANSWER_SECONDS)
+    assert not rig.worker.consumer.queue_answers
+
+    rig.connection.run(rig.connection.lose)
+
     assert rig.worker.consumer.queue_answers
 
 

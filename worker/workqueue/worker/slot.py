@@ -277,9 +277,9 @@ class Slot:
             self._expect_answer(method)  # its message can still be settled, on this channel only
             return
         self._on_problem("The queue does not answer; trying again.", f"no answer to {method}")
-        self._gave_up = True
         channel = self._channel
         self._drop()
+        self._gave_up = True
         channel.close()
         self._reopen()
 
@@ -328,6 +328,7 @@ class Slot:
     def _drop(self) -> None:
         self._channel = None
         self._channel_is_open = False
+        self._gave_up = False
         self.consumer = ConsumerState.NONE
         if self.delivery is not None and self.delivery.lease.lose():
             self._on_lost(self.delivery)
