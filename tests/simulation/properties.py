@@ -136,6 +136,9 @@ class Properties:
         """When a condition last named an obstacle while a message waited."""
         self._rung: dict[ModelMessage, ModelConsumer] = {}
         self._rang_at: dict[ModelQueue, float] = {}
+        self._changes = 0
+        """How many objects other than Leases have been written."""
+        self._contradicted: dict[WorkQueueKey, tuple[tuple[int, int | None, int | None], frozenset[str]]] = {}
         self._idle_since: dict[WorkQueueKey, float] = {}
         self._leaderless_since: dict[WorkQueueKey, float] = {}
         self._writes: deque[tuple[float, int]] = deque()
@@ -207,6 +210,7 @@ class Properties:
     def _on_write(
         self, writer: str, _kind: str, key: Key, before: Object | None, after: Object | None
     ) -> None:
+        self._changes += key[0] != "leases"
         if key[0] == "deployments" and before is not None and after is not None:
             self._on_deployment(writer, key, before, after)
         elif key[0] == "workqueues" and after is not None:
@@ -718,7 +722,7 @@ class Properties:
     def _check_contradictions(
         self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float
     ) -> None:
-        found = set(self._contradict(key, body, queue))
+        found = self._contradictions_of(key, body, queue)
         if not (found or self._contradictions):
             return
         for what in found:
@@ -731,6 +735,23 @@ class Properties:
                 self._world.violated("the status contradicts the state", f"{key[0]}/{key[1]}: {what}")
         for entry in [e for e in self._contradictions if e[0] == key and e[1] not in found]:
             del self._contradictions[entry]
+
+    def _contradictions_of(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None) -> frozenset[str]:
+        """What `_contradict` yields. In most seconds nothing changes of what that depends on."""
+        dead = self._dead_letters(key)
+        state = (
+            self._changes,
+            None if queue is None else len(queue.ready),
+            None if dead is None else len(dead.ready),
+        )
+        known = self._contradicted.get(key)
+        if known is None or known[0] != state:
+            known = self._contradicted[key] = state, frozenset(self._contradict(key, body, queue))
+        return known[1]
+
+    def _dead_letters(self, key: WorkQueueKey) -> ModelQueue | None:
+        stage = self._stage
+        return self._cluster.rabbits[stage.hosts[key]].queues.get(f"{stage.workqueues[key].queue}.dead")
 
     def _contradict(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None) -> Iterator[str]:
         """What the status says and the state does not show."""
@@ -760,9 +781,7 @@ class Properties:
         )
         if workers == "WorkersReady" and not ready:
             yield "WorkersReady without a Ready pod"
-        dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(
-            f"{self._stage.workqueues[key].queue}.dead"
-        )
+        dead = self._dead_letters(key)
         # A WorkQueue on a queue that another one has claimed does not count its dead letters.
         if declared and ready and dead is not None and status.get("deadLetters", 0) != len(dead.ready):
             yield f"deadLetters is not {len(dead.ready)}"
@@ -847,7 +866,7 @@ class Properties:
             if one.get("status") != "True":
                 yield f"{kind} is {one.get('status')} {one.get('reason')}"
         yield from self._contradict(key, body, queue)
-        dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(f"{queue.name}.dead")
+        dead = self._dead_letters(key)
         if dead is not None and body["status"].get("deadLetters") != len(dead.ready):
             yield f"deadLetters is {body['status'].get('deadLetters')} instead of {len(dead.ready)}"
 
