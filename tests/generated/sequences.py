@@ -362,19 +362,24 @@ def _forget_the_past(one: Object, other: Object, past: _Past) -> None:
         _forget_left_brokers(one["workqueue"], other["workqueue"])
     if past.conflicts:
         for state in (one, other):
-            state["workqueue"]["metadata"].get("annotations", {}).pop(ANNOTATION_BINDINGS, None)
+            _forget_bindings(state["workqueue"]["metadata"])
 
 
 def _forget_left_brokers(moved: Object, fresh: Object) -> None:
     """Drop the recorded bindings on brokers that only one of the WorkQueues has used."""
     known = {entry["broker"] for entry in _record(fresh)}
     record = [entry for entry in _record(moved) if entry["broker"] in known]
-    annotations = moved["metadata"].pop("annotations", {})
-    annotations.pop(ANNOTATION_BINDINGS, None)
+    _forget_bindings(moved["metadata"])
     if record:
-        annotations[ANNOTATION_BINDINGS] = json.dumps(record)
+        moved["metadata"].setdefault("annotations", {})[ANNOTATION_BINDINGS] = json.dumps(record)
+
+
+def _forget_bindings(metadata: Object) -> None:
+    """Drop the record of bindings."""
+    annotations = metadata.pop("annotations", {})
+    annotations.pop(ANNOTATION_BINDINGS, None)
     if annotations:
-        moved["metadata"]["annotations"] = annotations
+        metadata["annotations"] = annotations
 
 
 def _record(workqueue: Object) -> list[Object]:

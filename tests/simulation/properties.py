@@ -240,11 +240,11 @@ class Properties:
         self._world.tell(writer, f"{key[1]}/{name}: count {was} -> {now}")
         if writer != OPERATOR:
             return
-        self._require_seen(key, was)
         body = self._cluster.server.get("workqueues", *workqueue_key)
-        if body is None or body["metadata"].get("deletionTimestamp") or "replicas" in body["spec"]:
+        if body is None or body["metadata"].get("deletionTimestamp") or not self._is_owner(workqueue_key):
             return
-        if self._was_edited(workqueue_key) or not self._is_owner(workqueue_key):
+        self._require_seen(key, was)
+        if "replicas" in body["spec"] or self._was_edited(workqueue_key):
             return
         stage = self._stage
         queue, rabbit = stage.queue(workqueue_key), self._cluster.rabbits[stage.hosts[workqueue_key]]
@@ -630,6 +630,7 @@ class Properties:
             waiting.popleft()
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._unserved.pop(key, None)
+            self._leaderless_since.pop(key, None)
             return
         self._check_waiting(key, body, queue, now)
         self._check_unknown(key, body, queue, now)
@@ -681,7 +682,8 @@ class Properties:
             queue is None
             or not queue.leaderless
             or not (queue.answers_zero or queue.rabbit.declare_hangs)
-            or not queue.consumers
+            # A consumer whose process has ended is a witness for nobody.
+            or not any(one.channel.connection.process.alive for one in queue.consumers)
             or body["spec"].get("suspend")
             or not self._is_owner(key)
             or self._stage.healthy_for("api", "operator", f"broker {self._stage.broker(key)}") < MARGIN

@@ -561,13 +561,8 @@ class Session:
 
 def http_of(cluster: Cluster) -> Any:
     """What a module finds under the name aiohttp."""
-    return SimpleNamespace(
-        TCPConnector=lambda **_: None,
-        ClientSession=lambda **_: Session(cluster),
-        ClientTimeout=aiohttp.ClientTimeout,
-        ClientError=aiohttp.ClientError,
-        ClientConnectorError=aiohttp.ClientConnectorError,
-    )
+    own = {"TCPConnector": lambda **_: None, "ClientSession": lambda **_: Session(cluster)}
+    return SimpleNamespace(**{**vars(aiohttp), **own})
 
 
 __all__ = ["Message", "Session", "Task", "WorkerProcess", "http_of"]

@@ -183,6 +183,15 @@ UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
         Reason.DEPTH_IMPLAUSIBLE,
     ),
     (
+        "zero consumers and a terminating worker that has cancelled its consumer without an answer",
+        {
+            "counts": counts(),
+            "stopping": [B],
+            "stopping_statuses": {"b": worker(consuming=False, queue_answers=False)},
+        },
+        Reason.DEPTH_IMPLAUSIBLE,
+    ),
+    (
         "zero consumers and an installed doorbell",
         {"counts": counts(), "doorbell_installed_at": NOW - 3},
         Reason.DEPTH_IMPLAUSIBLE,

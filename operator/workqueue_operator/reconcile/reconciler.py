@@ -300,14 +300,17 @@ class Reconciler:
         """Forget a WorkQueue that does not exist, or that another operator serves."""
         parts = self._parts
         state = self._pass_states.pop(key, None)
-        parts.rates.leave(key)
-        await parts.brokers.leave(key)
+        await self._leave_broker(key)
         parts.queue.take_ring(key)
         parts.secrets.leave(key)
         parts.store.unfollow(key)
         parts.metrics.workqueues.forget(*key)
         if state is not None:
             self._forget(state)
+
+    async def _leave_broker(self, key: Key) -> None:
+        self._parts.rates.leave(key)
+        await self._parts.brokers.leave(key)
 
     def _forget(self, state: PassState) -> None:
         self._parts.reporter.forget(state.uid)
@@ -325,8 +328,7 @@ class Reconciler:
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
             parts.recurring.forget(workqueue.metadata.uid)
-            parts.rates.leave(workqueue.key)
-            await parts.brokers.leave(workqueue.key)
+            await self._leave_broker(workqueue.key)
             parts.secrets.leave(workqueue.key)
             nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
             decision = self._decide(workqueue, state, Observation(nothing, nothing))
@@ -344,11 +346,16 @@ class Reconciler:
                 proven=parts.queue.rang_at(workqueue.key) is not None,
             )
             handle = await parts.brokers.handle(workqueue.key, binding)
+            state.secret = secret
             if not handle.broker.connected and handle.broker.problem is None:
                 return None, NextPass(CONNECTING_AGAIN)
             await self._require_connection(workqueue, handle)
         except ReconcileError as problem:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
+            if not keeps and state.secret not in {None, secret}:
+                # The doorbell is on the broker of the Secret before.
+                await self._leave_broker(workqueue.key)
+                state.secret = None
             return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
         place = Place(self._clock, handle.broker, partial(parts.queue.release_place, workqueue.key))
         # The doorbells of all come before the first look at a template, and before the first report.

@@ -22,6 +22,7 @@ class PassState:
 
     Attributes:
         uid: the WorkQueue's. A new WorkQueue of the same name begins with a new state.
+        secret: the Secret of the connection to the broker that the passes use; None without a connection.
         window: the counts that recent passes wanted.
         declared: the connection and the digest of the spec for which the queues were last declared.
         queue: the result of that declaration.
@@ -35,6 +36,7 @@ class PassState:
 
     uid: str
     window: ScaleInWindow
+    secret: str | None = None
     declared: tuple[int, bytes] | None = None
     queue: Finding | None = None
     tokens: tuple[str, int, Limit] | None = None

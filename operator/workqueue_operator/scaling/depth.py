@@ -89,14 +89,17 @@ def is_implausible(answers: QueueReadings) -> bool:
     """Whether RabbitMQ reports zero messages and consumers although a consumer exists, or may exist.
 
     RabbitMQ does that while a quorum queue has no leader. A Ready worker that does not answer may consume, and so may
-    one that RabbitMQ does not answer: a worker that was asked to leave gives its consumer up in vain.
+    one that RabbitMQ does not answer: a worker that was asked to leave gives its consumer up in vain. A terminating
+    worker that does not answer proves nothing: its node may be lost.
     """
     counts = answers.counts
     if not isinstance(counts, QueueCounts) or counts.ready or counts.consumers or counts.doorbell:
         return False
     installed_at = answers.doorbell_installed_at
     doorbell = installed_at is not None and counts.at - installed_at > DOORBELL_SHOWS_AFTER
-    return doorbell or any(
+    if doorbell or any(map(_may_consume, (answers.stopping_statuses or {}).values())):
+        return True
+    return any(
         pod.ready and ((status := answers.statuses.get(pod.name)) is None or _may_consume(status))
         for pod in answers.pods
         if pod.broker in {"", answers.broker}
