@@ -38,6 +38,25 @@ FOUND: Final = {
         Step({"connectionSecretRef": {"name": "other"}, "queue": {"bindings": None}}),
         Step({"connectionSecretRef": {"name": "rabbitmq"}}),
     ],
+    "secret-that-does-not-exist": [Step({"connectionSecretRef": {"name": "missing"}, "replicas": 2})],
+    "exchange-of-another-type-while-no-operator-runs": [
+        Step(
+            {
+                "queue": {
+                    "exchange": {"name": "uploads", "type": "Headers", "routingKeys": None},
+                    "bindings": [{"exchange": "uploads", "arguments": {"a": 1}}],
+                }
+            }
+        ),
+        Step({}, How.BACK, waits=False),
+        Step(
+            {
+                "queue": {"exchange": {"name": "uploads", "type": "Topic", "routingKeys": ["a.*"]}},
+                "replicas": 2,
+            },
+            How.RESTART,
+        ),
+    ],
     "recreated-while-the-operator-starts": [
         Step({}, How.RESTART, waits=False),
         Step({"replicas": 3}, How.RECREATE, waits=False),
