@@ -82,6 +82,31 @@ async def test_only_changed_counts_enqueue_workqueues(vhost: VirtualHost, *, act
         await until(lambda: isinstance(polled.last, QueueCounts) and polled.last.ready == 2)
 
 
+async def test_doorbell_that_rabbitmq_no_longer_counts_enqueues_and_again_when_it_does(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def zeros(_: str) -> QueueCounts:
+        return QueueCounts(0, 0, asyncio.get_running_loop().time())
+
+    async with operators() as (brokers, told):
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
+        await until(lambda: polled.last is not None)
+        told.woken.clear()
+        assert await handle.broker.install_doorbell("jobs")
+        await until(lambda: isinstance(polled.last, QueueCounts) and polled.last.doorbell)
+        assert not told.woken, "the pass that installs it knows"
+
+        with monkeypatch.context() as leaderless:
+            leaderless.setattr(handle.broker, "poll", zeros)
+            await until(lambda: told.woken)
+            polled.active = True
+            told.woken.clear()
+        await until(lambda: told.woken)
+        assert isinstance(polled.last, QueueCounts)
+        assert polled.last.doorbell
+
+
 async def test_warm_queue_is_polled_more_often_than_idle_queue(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -690,8 +690,10 @@ class Properties:
         ):
             self._leaderless_since.pop(key, None)
             return
-        since = self._leaderless_since.setdefault(key, now)
-        if now - since > UNKNOWN_WITHIN and condition(body, "DepthKnown").get("status") == "True":
+        since, known = self._leaderless_since.setdefault(key, now), condition(body, "DepthKnown")
+        # RabbitMQ does not answer the doorbell, either, and the condition says so.
+        is_named = known.get("reason") == Reason.DOORBELL_UNAVAILABLE
+        if now - since > UNKNOWN_WITHIN and known.get("status") == "True" and not is_named:
             self._world.violated(
                 "an unknown depth is reported", f"{key[0]}/{key[1]}: for {now - since:.0f} s"
             )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final
+from typing import Final, TypeAlias
 
 from workqueue_operator.broker.channel import PLACE_SECONDS
 from workqueue_operator.broker.connection import POLLING, Broker, QueueCounts, QueueMissingError
@@ -50,6 +50,9 @@ class QueueMissing:
 
 QUEUE_MISSING: Final = QueueMissing()
 
+Answer: TypeAlias = QueueCounts | QueueMissing | ReconcileError
+"""What a poll found."""
+
 
 @dataclass(eq=False, slots=True)
 class PolledQueue:
@@ -69,7 +72,7 @@ class PolledQueue:
     key: Key
     queue: str
     rounds: _FastRounds
-    last: QueueCounts | QueueMissing | ReconcileError | None = None
+    last: Answer | None = None
     answered_at: float | None = None
     changed_at: float = -math.inf
     doubtful: bool = False
@@ -97,7 +100,7 @@ class PolledQueue:
     def warm(self, is_warm: bool) -> None:
         _include(self.rounds.warm, self, is_warm)
 
-    def record(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
+    def record(self, answer: Answer) -> None:
         """Record an answer."""
         if isinstance(answer, QueueCounts):
             self.answered_at = answer.at
@@ -236,16 +239,14 @@ class DepthPoller:
         times = (entry.answered_at for entry in self._fast.active if entry.answered_at is not None)
         return max((now - answered_at for answered_at in times), default=None)
 
-    async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
+    async def ask(self, polled: PolledQueue) -> Answer:
         """Poll a queue now and record the answer. Does not wake the WorkQueue."""
         return await self._record(polled, self._broker.counts)
 
     @staticmethod
-    async def _record(
-        polled: PolledQueue, poll: Callable[[str], Awaitable[QueueCounts]]
-    ) -> QueueCounts | QueueMissing | ReconcileError:
+    async def _record(polled: PolledQueue, poll: Callable[[str], Awaitable[QueueCounts]]) -> Answer:
         polled.doubtful = False
-        answer: QueueCounts | QueueMissing | ReconcileError
+        answer: Answer
         try:
             answer = await poll(polled.queue)
         except QueueMissingError:
@@ -255,9 +256,7 @@ class DepthPoller:
         polled.record(answer)
         return answer
 
-    async def last_answer(
-        self, key: Key, queue: str, *, warm: bool
-    ) -> QueueCounts | QueueMissing | ReconcileError | None:
+    async def last_answer(self, key: Key, queue: str, *, warm: bool) -> Answer | None:
         """Return the last answer about a dead-letter or delay queue, and set whether the queue is warm.
 
         It polls the queue if there is no answer yet, and when the queue stops being warm: the last worker may have
@@ -348,7 +347,7 @@ class DepthPoller:
         self.alive_at = asyncio.get_running_loop().time()
 
     async def _look(self, polled: PolledQueue, polls: _Polls) -> None:
-        before = _numbers(polled.last)
+        before, active = polled.last, polled.active
         try:
             await self._record(polled, self._broker.poll)
         except Exception:
@@ -357,7 +356,7 @@ class DepthPoller:
         finally:
             self._polling.pop(polled, None)
             polls.end_one()
-        if _numbers(polled.last) != before:
+        if _numbers(polled.last) != _numbers(before) or _doorbell_differs(before, polled.last, active=active):
             self._wake(polled.key)
 
 
@@ -395,7 +394,18 @@ class _Polls:
             self._ended.set_result(None)
 
 
-def _numbers(answer: QueueCounts | QueueMissing | ReconcileError | None) -> object:
+def _doorbell_differs(before: Answer | None, answer: Answer | None, *, active: bool) -> bool:
+    """Whether the doorbell is no longer counted, or again: a queue without a leader reports zeros, and not even that.
+
+    Args:
+        active: whether a pass asked for frequent polls. Otherwise the pass that has installed the doorbell knows.
+    """
+    if not isinstance(before, QueueCounts) or not isinstance(answer, QueueCounts):
+        return False
+    return before.doorbell != answer.doorbell and (before.doorbell or active)
+
+
+def _numbers(answer: Answer | None) -> object:
     if isinstance(answer, QueueCounts):
         return answer.ready, answer.consumers
     if isinstance(answer, ReconcileError):
