@@ -347,7 +347,7 @@ class DepthPoller:
         self.alive_at = asyncio.get_running_loop().time()
 
     async def _look(self, polled: PolledQueue, polls: _Polls) -> None:
-        before, active = polled.last, polled.active
+        before = polled.last
         try:
             await self._record(polled, self._broker.poll)
         except Exception:
@@ -356,8 +356,20 @@ class DepthPoller:
         finally:
             self._polling.pop(polled, None)
             polls.end_one()
-        if _numbers(polled.last) != _numbers(before) or _doorbell_differs(before, polled.last, active=active):
+        if _numbers(polled.last) != _numbers(before) or self._doorbell_differs(polled, before):
             self._wake(polled.key)
+
+    def _doorbell_differs(self, polled: PolledQueue, before: Answer | None) -> bool:
+        """Whether an installed doorbell is no longer counted, or again.
+
+        A queue without a leader reports zeros, as an idle one does. A pass that has found that polls it often.
+        """
+        if not isinstance(before, QueueCounts) or not isinstance(polled.last, QueueCounts):
+            return False
+        if before.doorbell:
+            installed = self._broker.doorbell_installed_at(polled.queue) is not None
+            return installed and not polled.last.doorbell
+        return polled.last.doorbell and polled.active
 
 
 class _Polls:
@@ -392,17 +404,6 @@ class _Polls:
     def _release(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-
-
-def _doorbell_differs(before: Answer | None, answer: Answer | None, *, active: bool) -> bool:
-    """Whether the doorbell is no longer counted, or again: a queue without a leader reports zeros, and not even that.
-
-    Args:
-        active: whether a pass asked for frequent polls. Otherwise the pass that has installed the doorbell knows.
-    """
-    if not isinstance(before, QueueCounts) or not isinstance(answer, QueueCounts):
-        return False
-    return before.doorbell != answer.doorbell and (before.doorbell or active)
 
 
 def _numbers(answer: Answer | None) -> object:
