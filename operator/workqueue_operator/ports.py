@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from workqueue.contract.binding import Binding
     from workqueue.contract.topology import BrokerVersion, Plan
     from workqueue_operator.broker.connection import QueueCounts
-    from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
-    from workqueue_operator.errors import ReconcileError
+    from workqueue_operator.broker.depth_poller import PollAnswer, PolledQueue
     from workqueue_operator.kube.store import Key
     from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
 
@@ -161,13 +160,11 @@ class Poller(Protocol):
         """Poll a queue from now on."""
         ...
 
-    async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
+    async def ask(self, polled: PolledQueue) -> PollAnswer:
         """Read the counts now."""
         ...
 
-    async def last_answer(
-        self, key: Key, queue: str, *, warm: bool
-    ) -> QueueCounts | QueueMissing | ReconcileError | None:
+    async def last_answer(self, key: Key, queue: str, *, warm: bool) -> PollAnswer | None:
         """Return the last answer about a queue beside the work queue."""
         ...
 

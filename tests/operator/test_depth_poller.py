@@ -20,7 +20,7 @@ from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import UNANSWERED
 from workqueue_operator.broker import connection, depth_poller
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import QUEUE_MISSING, PolledQueue, QueueMissing
+from workqueue_operator.broker.depth_poller import QUEUE_MISSING, PollAnswer, PolledQueue
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
@@ -517,9 +517,7 @@ async def test_cancelled_doorbell_marks_queue_doubtful_until_polled(
             assert await until(lambda: handle.broker.install_doorbell("jobs"))
 
 
-async def settled(
-    handle: BrokerHandle, polled: PolledQueue, *, deleted: bool
-) -> QueueCounts | QueueMissing | ReconcileError | None:
+async def settled(handle: BrokerHandle, polled: PolledQueue, *, deleted: bool) -> PollAnswer | None:
     """The reading of a queue once it is gone, or has its process again."""
     answer = await handle.poller.ask(polled)
     return answer if (answer is QUEUE_MISSING) is deleted and not isinstance(answer, ReconcileError) else None

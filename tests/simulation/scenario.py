@@ -278,9 +278,6 @@ def _with_rare_moment(chance: random.Random, one: WorkQueueSpec, steps: list[Ste
     if chance.random() > 0.08:
         return steps
     at, begin = round(chance.uniform(FIRST + 10.0, 80.0), 1), chance.choice(_RARE_MOMENTS)
-    if begin is _pod_goes_while_the_watch_is_broken:
-        # The operators have just listed everything, and the next time comes after the end of the run.
-        at = round(chance.uniform(312.0, LAST), 1)
     story = begin(chance, at, one)
     ends = max(step.at + step.seconds for step in story)
     first = min(step.at for step in story) - 30.0
@@ -314,8 +311,10 @@ def _new_pods_are_seen_late(chance: random.Random, at: float, one: WorkQueueSpec
     ]
 
 
-def _pod_goes_while_the_watch_is_broken(chance: random.Random, at: float, one: WorkQueueSpec) -> list[Step]:
+def _pod_goes_while_the_watch_is_broken(chance: random.Random, _: float, one: WorkQueueSpec) -> list[Step]:
     """The next worker could not leave if the operator still had that pod in mind."""
+    # The operators have just listed everything, and the next time comes after the end of the run.
+    at = round(chance.uniform(312.0, LAST), 1)
     broken = Step(at, "watch breaks", ("pods", 0.0), 12.0)
     delay = one.spec["scaling"]["scaleInDelaySeconds"]
     before = _publish(broken, -(delay + chance.uniform(1.0, 3.0)), one, 1, 1.0)

@@ -388,7 +388,7 @@ class WorkerProcess:
         return model is not None and model.alive
 
     def running(self) -> list[Delivery]:
-        """The messages in handlers, without those that RabbitMQ has taken back."""
+        """What its handlers work on, unless RabbitMQ has taken it back."""
         return [delivery for delivery in self.handlers._running if delivery.lease.held]
 
     # -- its end -------------------------------------------------------------------------------------

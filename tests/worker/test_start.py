@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from tests.support import process
 from tests.support.limits import NAME
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
@@ -182,10 +182,8 @@ def test_endpoint_answers_kubelet_and_prometheus(vhost: VirtualHost, workers: Wo
 def test_idle_worker_is_small_and_starts_quickly(vhost: VirtualHost, workers: Workers) -> None:
     """Loose bounds against regressions; the benchmark measures the figures."""
     worker = workers.start(vhost.url).wait_consuming()
-    ticks = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    assert sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") < 5, "seconds of processor time"
-    resident = int(Path(f"/proc/{worker.process.pid}/statm").read_text().split()[1]) * 4096
-    assert resident < 48 * 1024 * 1024
+    assert process.processor_seconds(worker.process.pid) < 5, "seconds of processor time"
+    assert process.memory(worker.process.pid) < 48 * 1024 * 1024
 
 
 UNNEEDED: Final = {

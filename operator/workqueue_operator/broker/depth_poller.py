@@ -50,7 +50,7 @@ class QueueMissing:
 
 QUEUE_MISSING: Final = QueueMissing()
 
-Answer: TypeAlias = QueueCounts | QueueMissing | ReconcileError
+PollAnswer: TypeAlias = QueueCounts | QueueMissing | ReconcileError
 """What a poll found."""
 
 
@@ -72,7 +72,7 @@ class PolledQueue:
     key: Key
     queue: str
     rounds: _FastRounds
-    last: Answer | None = None
+    last: PollAnswer | None = None
     answered_at: float | None = None
     changed_at: float = -math.inf
     doubtful: bool = False
@@ -100,7 +100,7 @@ class PolledQueue:
     def warm(self, is_warm: bool) -> None:
         _include(self.rounds.warm, self, is_warm)
 
-    def record(self, answer: Answer) -> None:
+    def record(self, answer: PollAnswer) -> None:
         """Record an answer."""
         if isinstance(answer, QueueCounts):
             self.answered_at = answer.at
@@ -239,14 +239,14 @@ class DepthPoller:
         times = (entry.answered_at for entry in self._fast.active if entry.answered_at is not None)
         return max((now - answered_at for answered_at in times), default=None)
 
-    async def ask(self, polled: PolledQueue) -> Answer:
+    async def ask(self, polled: PolledQueue) -> PollAnswer:
         """Poll a queue now and record the answer. Does not wake the WorkQueue."""
         return await self._record(polled, self._broker.counts)
 
     @staticmethod
-    async def _record(polled: PolledQueue, poll: Callable[[str], Awaitable[QueueCounts]]) -> Answer:
+    async def _record(polled: PolledQueue, poll: Callable[[str], Awaitable[QueueCounts]]) -> PollAnswer:
         polled.doubtful = False
-        answer: Answer
+        answer: PollAnswer
         try:
             answer = await poll(polled.queue)
         except QueueMissingError:
@@ -256,7 +256,7 @@ class DepthPoller:
         polled.record(answer)
         return answer
 
-    async def last_answer(self, key: Key, queue: str, *, warm: bool) -> Answer | None:
+    async def last_answer(self, key: Key, queue: str, *, warm: bool) -> PollAnswer | None:
         """Return the last answer about a dead-letter or delay queue, and set whether the queue is warm.
 
         It polls the queue if there is no answer yet, and when the queue stops being warm: the last worker may have
@@ -359,7 +359,7 @@ class DepthPoller:
         if _numbers(polled.last) != _numbers(before) or self._doorbell_differs(polled, before):
             self._wake(polled.key)
 
-    def _doorbell_differs(self, polled: PolledQueue, before: Answer | None) -> bool:
+    def _doorbell_differs(self, polled: PolledQueue, before: PollAnswer | None) -> bool:
         """Whether an installed doorbell is no longer counted, or again.
 
         A queue without a leader reports zeros, as an idle one does. A pass that has found that polls it often.
@@ -406,7 +406,7 @@ class _Polls:
             self._ended.set_result(None)
 
 
-def _numbers(answer: Answer | None) -> object:
+def _numbers(answer: PollAnswer | None) -> object:
     if isinstance(answer, QueueCounts):
         return answer.ready, answer.consumers
     if isinstance(answer, ReconcileError):

@@ -9,9 +9,8 @@ from pydantic import ValidationError
 from workqueue.contract.topology import Limit, RateLimit
 from workqueue_operator.api.workqueue import Limits, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import QueueMissing
+from workqueue_operator.broker.depth_poller import PollAnswer, QueueMissing
 from workqueue_operator.broker.limits import has_enough
-from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key, Object, Store
 
 _Limit = TypeVar("_Limit", Limit, RateLimit)
@@ -108,7 +107,7 @@ def _oldest(workqueue: WorkQueue, store: Store, field: str) -> _Member | None:
     return None
 
 
-def lacks_tokens(limit: Limit, answer: QueueCounts | QueueMissing | ReconcileError | None) -> bool:
+def lacks_tokens(limit: Limit, answer: PollAnswer | None) -> bool:
     """Whether the poller's last answer about the queue of a limit shows that tokens are missing."""
     if isinstance(answer, QueueCounts):
         return not has_enough(limit, answer)

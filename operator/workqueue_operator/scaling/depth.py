@@ -13,7 +13,7 @@ from typing import Final
 from workqueue.contract.worker_api import PORT
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import QueueMissing
+from workqueue_operator.broker.depth_poller import PollAnswer, QueueMissing
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.scaling.decide import Depth, Load
@@ -42,7 +42,7 @@ class QueueReadings:
         broker: the broker of these counts. A pod with another one does not consume from this queue.
     """
 
-    counts: QueueCounts | QueueMissing | ReconcileError | None
+    counts: PollAnswer | None
     doorbell_installed_at: float | None = None
     ours: bool = True
     pods: Sequence[PodView] = ()
@@ -57,7 +57,7 @@ class QueueReadings:
     broker: str = ""
 
 
-def workers_decide(counts: QueueCounts | QueueMissing | ReconcileError | None) -> bool:
+def workers_decide(counts: PollAnswer | None) -> bool:
     """Whether only the workers know how many messages they handle.
 
     While more messages wait than consumers exist, every consumer has one (prefetch 1). Otherwise some consumers

@@ -16,9 +16,8 @@ from workqueue.contract.binding import Binding
 from workqueue_operator.api.reasons import Unknown
 from workqueue_operator.api.workqueue import WorkQueue, WorkQueueSpec
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
+from workqueue_operator.broker.depth_poller import PollAnswer, PolledQueue
 from workqueue_operator.broker.management import Management
-from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, leaving
 from workqueue_operator.ports import Broker, Clock, Workers
 from workqueue_operator.scaling import schedule, wait
@@ -249,9 +248,7 @@ class Gatherer:
             readings = replace(readings, counts=await handle.poller.ask(polled))
         return readings
 
-    async def _counts(
-        self, workqueue: WorkQueue, handle: Broker, *, ring: bool
-    ) -> QueueCounts | QueueMissing | ReconcileError:
+    async def _counts(self, workqueue: WorkQueue, handle: Broker, *, ring: bool) -> PollAnswer:
         polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
         if ring:
             return await self._counts_after_ring(handle, polled)
@@ -261,9 +258,7 @@ class Gatherer:
             return last
         return await handle.poller.ask(polled)
 
-    async def _counts_after_ring(
-        self, handle: Broker, polled: PolledQueue
-    ) -> QueueCounts | QueueMissing | ReconcileError:
+    async def _counts_after_ring(self, handle: Broker, polled: PolledQueue) -> PollAnswer:
         """A ring means at least one message. While the count grows, a burst is arriving."""
         deadline = self._clock.monotonic() + RING_AGREES_WITHIN
         before = -1
@@ -390,7 +385,7 @@ def _proven(state: GatherState, deployment: DeploymentView | Unknown, pods: Sequ
     return replace(state, proven_hash=deployment.template_hash)
 
 
-def _with_growth(state: GatherState, counts: QueueCounts | QueueMissing | ReconcileError) -> GatherState:
+def _with_growth(state: GatherState, counts: PollAnswer) -> GatherState:
     if not isinstance(counts, QueueCounts):
         return state
     growth = state.growth
