@@ -39,6 +39,10 @@ FOUND: Final = {
         Step({"connectionSecretRef": {"name": "rabbitmq"}}),
     ],
     "secret-that-does-not-exist": [Step({"connectionSecretRef": {"name": "missing"}, "replicas": 2})],
+    "pin-of-zero-without-a-secret": [
+        Step({"replicas": 3}),
+        Step({"connectionSecretRef": {"name": "missing"}, "replicas": 0}),
+    ],
     "exchange-of-another-type-while-no-operator-runs": [
         Step(
             {

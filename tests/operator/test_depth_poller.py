@@ -273,6 +273,21 @@ async def test_round_over_many_idle_queues_rests_between_its_polls() -> None:
     assert len(times) == 2 * connection.POLLING + 1, "forgotten queues are not polled"
 
 
+async def test_poller_that_rests_has_not_stopped() -> None:
+    """It rests while no queue is polled often. The liveness check must not take that for a stop."""
+    counting = Counting(1)
+    broker: Any = counting
+    poller = depth_poller.DepthPoller(broker, lambda _: None, 0.01, 60)
+    polled, begun = poller.watch(JOBS, "jobs"), asyncio.get_running_loop().time()
+
+    assert poller.alive_at >= begun
+    polled.active = True
+    assert poller.alive_at >= begun
+
+    await until(lambda: counting.polled)
+    await poller.close()
+
+
 async def test_failed_poll_round_is_followed_by_another(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

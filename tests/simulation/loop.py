@@ -147,28 +147,41 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run until the loop stops: first all that is ready, then the time moves to the next timer."""
+        while not self._stopping:  # type: ignore[attr-defined]
+            try:
+                self._take_turns()
+            except DeadlockError:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is recorded
+                self.call_exception_handler({"message": "Exception in a callback", "exception": error})
+
+    def _take_turns(self) -> None:
         ready, timers, pop = self._ready, self._timers, heapq.heappop
         while not self._stopping:  # type: ignore[attr-defined]
             if not ready:
-                while timers and timers[0][_CALLBACK] is None:
-                    pop(timers)
-                if not timers:
-                    raise DeadlockError
-                self._now = max(self._now, timers[0][_WHEN])
+                # Nearly always, only one timer is due.
+                _, _, callback, arguments, context, _ = timer = self._next_timer()
+                if not timers or timers[0][_WHEN] >= self._now + RESOLUTION:
+                    context.run(callback, *arguments)
+                    continue
+                ready.append(timer)
             now = self._now + RESOLUTION
             while timers and timers[0][_WHEN] < now:
-                timer = pop(timers)
-                if timer[_CALLBACK] is not None:
-                    ready.append(timer)
+                ready.append(pop(timers))
             for _ in range(len(ready)):
                 _, _, callback, arguments, context, _ = ready.popleft()
-                if callback is None:
-                    continue
-                try:
+                if callback is not None:
                     context.run(callback, *arguments)
-                except Exception as error:  # noqa: BLE001 - it is recorded
-                    what = {"message": f"Exception in {callback!r}", "exception": error}
-                    self.call_exception_handler(what)
+
+    def _next_timer(self) -> Handle:
+        """Move the time to the next timer, and return it."""
+        timers = self._timers
+        while timers:
+            timer = heapq.heappop(timers)
+            if timer[_CALLBACK] is not None:
+                self._now = max(self._now, timer[_WHEN])
+                return timer
+        raise DeadlockError
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
         """Run a callback in the next turn, unless its process is dead or frozen."""

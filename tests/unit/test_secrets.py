@@ -281,7 +281,7 @@ async def test_secrets_are_reread_every_minute_in_small_batches(cluster: FakeClu
     assert cluster.asked == [], "they are fresh"
     await used.read_due(begun + module.READ_AFTER + 1)
 
-    assert len(cluster.asked) == 20, "a share that goes through all of them in 25 s"
+    assert len(cluster.asked) == 100, "a share that goes through all of them in 25 s"
     assert most == module.READS_AT_ONCE
 
 

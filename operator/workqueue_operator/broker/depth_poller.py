@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, TypeAlias
@@ -86,7 +86,7 @@ class PolledQueue:
 
     @active.setter
     def active(self, is_active: bool) -> None:
-        _include(self.rounds.active, self, is_active)
+        self.rounds.active.include(self, is_one=is_active)
 
     @property
     def warm(self) -> bool:
@@ -98,7 +98,7 @@ class PolledQueue:
 
     @warm.setter
     def warm(self, is_warm: bool) -> None:
-        _include(self.rounds.warm, self, is_warm)
+        self.rounds.warm.include(self, is_one=is_warm)
 
     def record(self, answer: PollAnswer) -> None:
         """Record an answer."""
@@ -125,22 +125,58 @@ class PolledQueue:
         return self.refused[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _FastRounds:
-    """The queues that are polled more often than the others, so that a round need not look at thousands of others.
+class _Members:
+    """The queues of one kind of fast rounds, in the order in which they joined.
 
-    The order is that of their beginning.
+    A round need not look at thousands of others, and there is none while there are no members.
+
+    Attributes:
+        progress_at: when a round last made progress or the first member joined, on the event loop's clock.
     """
 
-    active: dict[PolledQueue, None] = field(default_factory=dict)
-    warm: dict[PolledQueue, None] = field(default_factory=dict)
+    __slots__ = ("_any", "_queues", "progress_at")
+
+    def __init__(self) -> None:
+        self._queues: dict[PolledQueue, None] = {}
+        self._any = asyncio.Event()
+        self.progress_at = -math.inf
+
+    def __iter__(self) -> Iterator[PolledQueue]:
+        return iter(self._queues)
+
+    def __contains__(self, polled: PolledQueue) -> bool:
+        return polled in self._queues
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def include(self, polled: PolledQueue, *, is_one: bool) -> None:
+        """Let a queue join or leave."""
+        if is_one:
+            if not self._queues:
+                self.note_progress()
+                self._any.set()
+            self._queues[polled] = None
+        elif polled in self._queues:
+            del self._queues[polled]
+            if not self._queues:
+                self._any.clear()
+
+    def note_progress(self) -> None:
+        """Set `progress_at`."""
+        self.progress_at = asyncio.get_running_loop().time()
+
+    async def wait(self) -> None:
+        """Return when there is a member."""
+        await self._any.wait()
 
 
-def _include(some: dict[PolledQueue, None], polled: PolledQueue, is_one: bool) -> None:
-    if is_one:
-        some[polled] = None
-    else:
-        some.pop(polled, None)
+@dataclass(frozen=True, slots=True)
+class _FastRounds:
+    """The queues that are polled more often than the others."""
+
+    active: _Members = field(default_factory=_Members)
+    warm: _Members = field(default_factory=_Members)
 
 
 class DepthPoller:
@@ -151,9 +187,6 @@ class DepthPoller:
         wake: called with the key of a WorkQueue whose counts changed.
         seconds: pause between two rounds over the active queues; longer after a round that took long.
         idle_seconds: pause between two rounds over the idle queues.
-
-    Attributes:
-        alive_at: when the rounds over the active queues last made progress, on the event loop's clock.
     """
 
     def __init__(
@@ -166,14 +199,13 @@ class DepthPoller:
         self._by_queue: dict[str, tuple[Key, ...]] = {}
         self._fast = _FastRounds()
         self._polling: dict[PolledQueue, asyncio.Task[None]] = {}
-        self.alive_at = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
-                self._rounds(seconds, lambda _: [*self._fast.active], self._note_alive),
+                self._rounds(seconds, lambda _: [*self._fast.active], self._fast.active),
                 name=f"depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
-                self._rounds(WARM_SECONDS, self._due_warm_ones),
+                self._rounds(WARM_SECONDS, self._due_warm_ones, self._fast.warm),
                 name=f"warm depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
@@ -181,6 +213,12 @@ class DepthPoller:
                 name=f"idle depth poller {broker.binding.display}",
             ),
         ]
+
+    @property
+    def alive_at(self) -> float:
+        """When the rounds over the active queues last made progress, on the event loop's clock; now without any."""
+        active = self._fast.active
+        return active.progress_at if active else asyncio.get_running_loop().time()
 
     def watch(self, key: Key, queue: str) -> PolledQueue:
         """Start polling a queue, in the slow rounds until the caller sets `active` or `warm`."""
@@ -288,7 +326,7 @@ class DepthPoller:
         self,
         seconds: float,
         chosen: Callable[[float], list[PolledQueue]],
-        note_alive: Callable[[], None] = lambda: None,
+        members: _Members | None = None,
         *,
         spread: float = 0.0,
     ) -> None:
@@ -297,26 +335,28 @@ class DepthPoller:
         Args:
             seconds: the shortest pause between two rounds.
             chosen: returns the queues of a round, from the time of its beginning.
+            members: the rounds rest while there are none. None: they never rest.
             spread: seconds for which a round rests between its polls, within that pause.
         """
         loop, pause = asyncio.get_running_loop(), seconds
         while True:
+            if members is not None:
+                await members.wait()
             await asyncio.sleep(pause)
             begun, rested = loop.time(), 0.0
             try:
                 entries = chosen(begun)
                 if entries and self._broker.connected:
-                    rested = await self._round(entries, note_alive, spread)
+                    rested = await self._round(entries, members, spread)
             except Exception:
                 # An unexpected error in one round must not stop the rounds.
                 logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})
             polled = loop.time() - begun - rested
             pause = min(max(seconds - rested, PAUSE_PER_ROUND * polled), LONGEST_PAUSE * seconds)
-            note_alive()
+            if members is not None:
+                members.note_progress()
 
-    async def _round(
-        self, entries: list[PolledQueue], note_alive: Callable[[], None], spread: float
-    ) -> float:
+    async def _round(self, entries: list[PolledQueue], members: _Members | None, spread: float) -> float:
         """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll.
 
         Returns:
@@ -326,7 +366,8 @@ class DepthPoller:
         rest = spread / len(starts)
         for start in starts:
             if start:
-                note_alive()
+                if members is not None:
+                    members.note_progress()
                 await asyncio.sleep(rest)
             polls = _Polls()
             for entry in entries[start : start + POLLING]:
@@ -342,9 +383,6 @@ class DepthPoller:
     def _is_watched(self, polled: PolledQueue) -> bool:
         """Whether nobody has forgotten it since its round began."""
         return self._watched.get(polled.key, {}).get(polled.queue) is polled
-
-    def _note_alive(self) -> None:
-        self.alive_at = asyncio.get_running_loop().time()
 
     async def _look(self, polled: PolledQueue, polls: _Polls) -> None:
         before = polled.last

@@ -34,7 +34,7 @@ MAX_AGE: Final = 60.0
 READ_AFTER: Final = 50.0
 """Seconds after which the background task reads a Secret in use. The rest of the minute is for the read."""
 
-LOOK_EVERY: Final = 1.0
+LOOK_EVERY: Final = 5.0
 """Seconds between two checks for Secrets that are due."""
 
 READS_AT_ONCE: Final = 4

@@ -49,7 +49,6 @@ from workqueue_operator.scaling.decide import (
     Observation,
     ScaleInWindow,
     ScaleOut,
-    WorkloadState,
     beside_stopping_workers,
     decide,
 )
@@ -235,20 +234,21 @@ class Reconciler:
         state.failures = 0
         if outcome is None:
             return due
-        reported = (workqueue.metadata.resource_version, outcome)
-        # Of a WorkQueue at rest, most passes have nothing new to report.
-        if reported != state.reported:
-            state.reported = reported
-            self._report(workqueue, outcome)
+        self._report(workqueue, state, outcome)
         if outcome.problem is None:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
         binds = BIND_AGAIN if outcome.queue.reason in _TRIES_AGAIN else None
         return NextPass(min((wait for wait in (due.after, again, binds) if wait is not None), default=None))
 
-    def _report(self, workqueue: WorkQueue, outcome: status.Outcome) -> None:
+    def _report(self, workqueue: WorkQueue, state: PassState, outcome: status.Outcome) -> None:
+        reporter, metadata = self._parts.reporter, workqueue.metadata
+        reported, version = (metadata.generation, outcome), metadata.resource_version
+        # Most passes have nothing new to report, and most versions only show what was reported.
+        if reported == state.reported and (version == state.reported_version or reporter.shows(workqueue)):
+            return
+        state.reported, state.reported_version = reported, version
         findings, moment = status.conditions(workqueue, outcome), timestamp(self._clock.now())
-        reporter = self._parts.reporter
         reporter.measure(workqueue, outcome)
         reporter.transitions(workqueue, findings)
         reporter.status(workqueue, status.status(workqueue, outcome, findings, moment))
@@ -423,24 +423,22 @@ class Reconciler:
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None
     ) -> tuple[status.Outcome, NextPass]:
         """A pass without a depth holds the count, unless a person has pinned it or the queue is another's."""
-        unknown = Unknown(problem.reason, problem.message)
-        ensured = await self._parts.targets.ensure(workqueue, proven_hash=state.gathered.proven_hash)
-        workload: WorkloadState | Unknown
+        parts, unknown = self._parts, Unknown(problem.reason, problem.message)
+        snapshot, state.gathered = await parts.gatherer.gather_without_queue(
+            workqueue, unknown, state.gathered, partial(parts.queue.release_place, workqueue.key)
+        )
         if problem.reason is Reason.QUEUE_CLAIMED:
             # Its workers would consume from the queue of the older WorkQueue.
             workload = unknown
             try:
-                await self._parts.targets.stop_own_workers(workqueue)
+                await parts.targets.stop_own_workers(workqueue)
             except ReconcileError as refused:
                 workload = Unknown(refused.reason, refused.message)
-        elif isinstance(ensured, Unknown):
-            workload = ensured
+            decision = self._decide(workqueue, state, Observation(workload, unknown))
         else:
-            workload = WorkloadState(deployment_view(ensured.deployment).replicas)
-        decision = self._decide(workqueue, state, Observation(workload, unknown))
-        if isinstance(decision, ScaleOut) and not isinstance(ensured, Unknown):
-            view = deployment_view(ensured.deployment)
-            scaled = await self._parts.scaler.raise_count(workqueue, decision, view, state.scaled)
+            decision = self._decide(workqueue, state, snapshot.observation)
+            handle = parts.brokers.known(workqueue.key)
+            scaled = await parts.scaler.scale(snapshot, decision, state.scaled, handle)
             self._record(workqueue, state, decision, scaled)
             decision = scaled.decision
         outcome = status.Outcome(
@@ -448,7 +446,7 @@ class Reconciler:
             depth=unknown,
             decision=decision,
             problem=unknown,
-            refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
+            refusal=snapshot.refusal,
         )
         state.problems += 1
         pause = delay(state.problems, *BACKOFF_AFTER_PROBLEM)

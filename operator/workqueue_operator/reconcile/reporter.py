@@ -250,6 +250,11 @@ class Reporter:
                 report.want(now)
         self._offer(uid)
 
+    def shows(self, workqueue: WorkQueue) -> bool:
+        """Whether a WorkQueue shows the status that was last reported for it."""
+        report = self._reports.get(workqueue.metadata.uid)
+        return report is not None and self._is_shown(report, workqueue.metadata.uid)
+
     def _offer(self, uid: str, *, hurry: bool = False) -> None:
         """Add a report to its outbox when it is due.
 

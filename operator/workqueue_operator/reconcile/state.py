@@ -31,7 +31,8 @@ class PassState:
         failures: passes in a row that raised an error, such as one of the API server.
         problems: passes in a row that had no depth.
         caught_up: whether a pass has set the doorbell and the count since the start of this process.
-        reported: the resourceVersion and the outcome of the last pass that had something new to report.
+        reported: the generation and the outcome of the last pass that had something new to report.
+        reported_version: the resourceVersion that it had read.
     """
 
     uid: str
@@ -44,7 +45,8 @@ class PassState:
     failures: int = 0
     problems: int = 0
     caught_up: bool = False
-    reported: tuple[str, Outcome] | None = None
+    reported: tuple[int, Outcome] | None = None
+    reported_version: str = ""
     gathered: GatherState = field(default_factory=GatherState)
     scaled: ScaleState = field(default_factory=ScaleState)
     retries: RetryState = field(default_factory=RetryState)

@@ -324,8 +324,10 @@ def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Ob
         return min(max(count, minimum), maximum)
 
     # Scale-out follows the lower bound of the depth, scale-in the upper bound.
-    backlog = wanted_replicas(spec, replace(depth, unconfirmed=0), seen.load, workload.concurrency)
-    most = wanted_replicas(spec, depth, seen.load, workload.concurrency) if depth.unconfirmed else backlog
+    most = backlog = wanted_replicas(spec, depth, seen.load, workload.concurrency)
+    if depth.unconfirmed:
+        confirmed = replace(depth, unconfirmed=0)
+        backlog = wanted_replicas(spec, confirmed, seen.load, workload.concurrency)
     # Not a maximum, at which the count shrinks at once: handler times vary.
     by_rate = spec.most_by_rate(seen.load.last_handler_seconds)
     need = backlog if by_rate is None else min(backlog, by_rate)

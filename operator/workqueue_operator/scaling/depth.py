@@ -110,21 +110,24 @@ def _may_consume(status: WorkerStatus) -> bool:
     return status.consuming or not status.queue_answers
 
 
-def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load:
+def load(
+    statuses: Mapping[str, WorkerStatus], growth_per_second: float, last_handler_seconds: float | None = None
+) -> Load:
     """Return the workers' measurements, weighted by each worker's recent deliveries.
 
     Args:
         growth_per_second: of the backlog. Arrivals are the deliveries plus the growth.
+        last_handler_seconds: the last known mean time of a handler.
     """
     measured = [status for status in statuses.values() if status.handler_seconds is not None]
     weight = sum(status.deliveries_per_second for status in measured)
-    if not measured:
-        return Load(None, max(growth_per_second, 0.0))
+    seconds = None
     if weight > 0:
         seconds = sum((s.handler_seconds or 0.0) * s.deliveries_per_second for s in measured) / weight
-    else:
+    elif measured:
         seconds = sum(s.handler_seconds or 0.0 for s in measured) / len(measured)
-    return Load(seconds, max(weight + growth_per_second, 0.0))
+    arrivals = max(weight + growth_per_second, 0.0)
+    return Load(seconds, arrivals, last_handler_seconds=last_handler_seconds)
 
 
 def _in_handlers(answers: QueueReadings, counts: QueueCounts) -> tuple[int, int]:

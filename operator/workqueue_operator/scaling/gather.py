@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Final
 
 from workqueue.contract.binding import Binding
-from workqueue_operator.api.reasons import Unknown
+from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue, WorkQueueSpec
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PollAnswer, PolledQueue
@@ -140,25 +140,24 @@ class Gatherer:
             counts = await self._counts(workqueue, connection.handle, ring=ring)
         # From now on it waits for workers.
         connection.place.release()
-        worker = workqueue.spec.worker
+        worker, asked, exact = workqueue.spec.worker, pods, None
+        if worker is None:
+            # The operator cannot ask the pods of others.
+            asked = []
+            exact = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
         readings = QueueReadings(
             counts=counts,
             doorbell_installed_at=connection.handle.broker.doorbell_installed_at(workqueue.queue_name),
             ours=worker is not None,
+            pods=_consuming(deployment, asked),
             single_active=bool(workqueue.spec.queue.single_active_consumer),
-            concurrency=worker.concurrency if worker is not None else 1,
+            concurrency=1 if worker is None else worker.concurrency,
+            unacknowledged=exact,
+            stopping=_stopping(asked),
+            unreported=_unreported(asked, self._clock.now().timestamp()),
             broker=connection.binding.display,
         )
-        if worker is None:
-            unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
-            readings = replace(readings, unacknowledged=unacknowledged)
-        else:
-            readings = replace(
-                readings,
-                pods=_consuming(deployment, pods),
-                stopping=_stopping(pods),
-                unreported=_unreported(pods, self._clock.now().timestamp()),
-            )
+        if worker is not None:
             if self._still_holds(workqueue, readings, state):
                 with_last = replace(readings, statuses=state.statuses)
                 if not changes_the_count(workqueue.spec, with_last, deployment, minimum.replicas):
@@ -182,6 +181,41 @@ class Gatherer:
             growth=state.growth,
             waits=state.waits,
             handler_seconds=state.handler_seconds,
+            proven_hash=state.proven_hash,
+        )
+        return snapshot, state
+
+    async def gather_without_queue(
+        self, workqueue: WorkQueue, problem: Unknown, state: GatherState, release: Callable[[], None]
+    ) -> tuple[Snapshot, GatherState]:
+        """Gather what a decision needs while the depth is unknown: a person may have pinned the count.
+
+        Args:
+            problem: why the depth is unknown.
+            release: gives back the place of the pass while it waits for workers.
+        """
+        ensured = await self._targets.ensure(workqueue, proven_hash=state.proven_hash)
+        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
+        pods, pin, worker = self._targets.pods(workqueue), workqueue.spec.replicas, workqueue.spec.worker
+        if worker is None:
+            # Whether workers of others are busy is unknown, too.
+            exact = Unknown(Reason.UNACKNOWLEDGED_UNKNOWN, problem.message)
+            readings = QueueReadings(counts=None, ours=False, unacknowledged=exact)
+        else:
+            consuming = _consuming(deployment, pods)
+            readings = QueueReadings(counts=None, pods=consuming, concurrency=worker.concurrency)
+            if pin is not None and isinstance(deployment, DeploymentView) and pin < deployment.replicas:
+                release()
+                readings, state = await self._ask_workers(readings, state)
+        snapshot = Snapshot(
+            workqueue=workqueue,
+            deployment=deployment,
+            pods=pods,
+            readings=readings,
+            depth=problem,
+            minimum=schedule.minimum_replicas(workqueue.spec, self._clock.now()),
+            now=self._clock.monotonic(),
+            refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
             proven_hash=state.proven_hash,
         )
         return snapshot, state

@@ -26,6 +26,7 @@ from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier, cou
 from workqueue_operator.workers.client import Answer, SigningKeys
 from workqueue_operator.workers.retire import (
     CONFLICT,
+    NO_DOORBELL,
     UNSEEN,
     RetireOutcome,
     Retirer,
@@ -155,9 +156,13 @@ class Scaler:
         self._cordoned = cordoned
 
     async def scale(
-        self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: Broker
+        self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: Broker | None
     ) -> Scaled:
-        """Carry out a decision."""
+        """Carry out a decision.
+
+        Args:
+            handle: None without a broker, on which only the step to an empty queue depends.
+        """
         deployment, workqueue = snapshot.deployment, snapshot.workqueue
         if isinstance(deployment, Unknown):
             return Scaled(decision, deployment, state)
@@ -167,7 +172,8 @@ class Scaler:
             return Scaled(decision, deployment, state)
         if isinstance(decision, ScaleOut):
             # On a queue with a single active consumer the doorbell would receive the message.
-            handle.broker.remove_doorbell(workqueue.queue_name)
+            if handle is not None:
+                handle.broker.remove_doorbell(workqueue.queue_name)
             return await self.raise_count(workqueue, decision, deployment, state)
         refusal = state.refused_in
         if refusal is not None and self._clock.monotonic() < refusal.until:
@@ -181,7 +187,7 @@ class Scaler:
     async def raise_count(
         self, workqueue: WorkQueue, decision: ScaleOut, deployment: DeploymentView, state: ScaleState
     ) -> Scaled:
-        """Raise the count to what was decided, or as far as the API server admits. This needs no broker."""
+        """Raise the count to what was decided, or as far as the API server admits."""
         attempt = _Attempt(workqueue, decision, deployment, state)
         try:
             return attempt.ended(await self._raise(attempt, decision))
@@ -219,7 +225,7 @@ class Scaler:
             attempt.state = replace(attempt.state, refused_out=None)
         return decision
 
-    async def _scale_in(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
+    async def _scale_in(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker | None) -> Decision:
         decision = attempt.decision
         try:
             if isinstance(decision, Retire) and attempt.workqueue.spec.worker is not None:
@@ -257,14 +263,18 @@ class Scaler:
         self._store.put_count(scale)
         return scaled(deployment, admitted)
 
-    async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
+    async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker | None) -> Decision:
         workqueue, deployment, decision = attempt.workqueue, attempt.deployment, attempt.decision
+        confirm_empty = None
+        if isinstance(decision, Retire) and decision.only_when_empty:
+            if handle is None:
+                return attempt.hold(NO_DOORBELL)
+            confirm_empty = partial(wake.confirm_empty, workqueue, handle)
         if await self._clear_marks(snapshot, deployment, handle):
             return attempt.hold(UNSEEN)
         key = await self._workload.retirement_key(workqueue)
         if isinstance(key, Unknown):
             return attempt.hold(key)
-        only_when_empty = isinstance(decision, Retire) and decision.only_when_empty
         surplus, begun = deployment.replicas - decision.replicas, self._clock.monotonic()
         outcome = await self._retirer.retire(
             workqueue.metadata.namespace,
@@ -274,11 +284,11 @@ class Scaler:
                 surplus,
                 self._clock.now().timestamp(),
             ),
-            SigningKeys(key, handle.broker.binding.signing_key),
+            _signing_keys(key, handle),
             RetireSteps(
                 pods=lambda: self._store.pods_of(workqueue.key),
                 lower=lambda number: self._write(attempt, deployment.replicas - number),
-                confirm_empty=partial(wake.confirm_empty, workqueue, handle) if only_when_empty else None,
+                confirm_empty=confirm_empty,
             ),
         )
         attempt.answers = tuple(outcome.answers.values())
@@ -303,7 +313,9 @@ class Scaler:
         assert outcome.obstacle is not None  # noqa: S101 - for the type checker; nothing was lowered
         return attempt.hold(outcome.obstacle)
 
-    async def _clear_marks(self, snapshot: Snapshot, deployment: DeploymentView, handle: Broker) -> bool:
+    async def _clear_marks(
+        self, snapshot: Snapshot, deployment: DeploymentView, handle: Broker | None
+    ) -> bool:
         """Whether an interrupted scale-in has left marks on pods. They are removed as soon as that is safe."""
         workqueue, pods = snapshot.workqueue, snapshot.pods
         if workqueue.spec.worker is None or unsettled(deployment, pods) is not None:
@@ -314,26 +326,30 @@ class Scaler:
         live = await self._workload.read(workqueue, deployment.name)
         if live is not None and unsettled(deployment_view(live), pods) is None:
             # Without a key the operator cannot resume the workers. They consume again when their lease ends.
-            keys = await self._signing_keys(workqueue, handle)
+            keys = await self._keys_of(workqueue, handle)
             await self._retirer.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
 
     async def _renew_leases(
-        self, snapshot: Snapshot, deployment: DeploymentView, state: ScaleState, handle: Broker
+        self, snapshot: Snapshot, deployment: DeploymentView, state: ScaleState, handle: Broker | None
     ) -> ScaleState:
         """Keep the workers retired that Kubernetes has not removed yet. That may take longer than a lease lasts."""
         retired = [pod for pod in leaving(deployment, snapshot.pods) if pod.running]
         now, begun = self._clock.monotonic(), state.leases_begun_at
         if not retired or (begun is not None and now - begun < RENEW_AFTER):
             return state
-        await self._retirer.renew(retired, await self._signing_keys(snapshot.workqueue, handle))
+        await self._retirer.renew(retired, await self._keys_of(snapshot.workqueue, handle))
         return replace(state, leases_begun_at=now)
 
-    async def _signing_keys(self, workqueue: WorkQueue, handle: Broker) -> SigningKeys:
+    async def _keys_of(self, workqueue: WorkQueue, handle: Broker | None) -> SigningKeys:
         key = await self._workload.retirement_key(workqueue)
-        return SigningKeys(b"" if isinstance(key, Unknown) else key, handle.broker.binding.signing_key)
+        return _signing_keys(b"" if isinstance(key, Unknown) else key, handle)
 
     def _refused_again(self, before: CountRefusal | None, replicas: int, why: Unknown) -> CountRefusal:
         failures = before.failures + 1 if before is not None else 1
         until = self._clock.monotonic() + delay(failures, *REFUSED_AGAIN)
         return CountRefusal(replicas, why, until, failures)
+
+
+def _signing_keys(key: bytes, handle: Broker | None) -> SigningKeys:
+    return SigningKeys(key, b"" if handle is None else handle.broker.binding.signing_key)

@@ -79,9 +79,7 @@ class Snapshot:
     def _load(self) -> Load:
         if isinstance(self.deployment, Unknown) or self.workqueue.spec.worker is None:
             return Load()
-        measured = replace(
-            load(self.readings.statuses, self.growth), last_handler_seconds=self.handler_seconds
-        )
+        measured = load(self.readings.statuses, self.growth, self.handler_seconds)
         if self.waits is None:
             return measured
         known, slots = self.waits, self.deployment.replicas * self.readings.concurrency

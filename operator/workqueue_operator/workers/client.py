@@ -58,7 +58,8 @@ class SigningKeys:
 
     Attributes:
         current: the WorkQueue's retirement key.
-        previous: the connection Secret's password or private key, for workers without a retirement key.
+        previous: the connection Secret's password or private key, for workers without a retirement key. Empty while
+            the Secret is unknown: such workers stay.
     """
 
     current: bytes = field(repr=False)
@@ -280,7 +281,7 @@ class Workers:
         self, method: str, address: Address, purpose: signing.Purpose, keys: SigningKeys
     ) -> Answer:
         status, said = await self._call(method, address, purpose, keys.current)
-        if status == HTTPStatus.UNAUTHORIZED and said == _WITHOUT_RETIREMENT_KEY:
+        if status == HTTPStatus.UNAUTHORIZED and said == _WITHOUT_RETIREMENT_KEY and keys.previous:
             status, _ = await self._call(method, address, purpose, keys.previous)
         if status is None:
             return Answer.UNREACHABLE

@@ -55,7 +55,7 @@ TOO_SLOW: Final = Unknown(
     "the operator asks again.",
 )
 _MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message arrived; the last workers stay.")
-_NO_DOORBELL: Final = Unknown(
+NO_DOORBELL: Final = Unknown(
     Reason.DOORBELL_UNAVAILABLE, "The doorbell cannot be installed now; the last workers stay until it can."
 )
 _BUSY: Final = Unknown(Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle.")
@@ -209,7 +209,7 @@ class Retirer:
             empty = await steps.confirm_empty()
             if not empty:
                 await self._resume(agreed, keys)
-                return RetireOutcome(0, None, answers, _NO_DOORBELL if empty is None else _MESSAGE_CAME)
+                return RetireOutcome(0, None, answers, NO_DOORBELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
             # A pod that has vanished gets a successor, and the count would be lowered by one too many.

@@ -1,0 +1,213 @@
+"""A pass whose broker is unknown still carries out what needs no depth: a pinned count, and what a scale-in began."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.support.fakecluster import FakeCluster, Request, scale_of
+from tests.support.passes import KEY, Passes, api, applied, operator, reports, workqueue
+from tests.support.wait import until
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.store import Store
+from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
+
+Conditions = Mapping[str, Mapping[str, str]]
+
+
+@dataclass
+class Site:
+    """One worker, whose connection Secret does not exist, and its Deployment.
+
+    Attributes:
+        busy: how many messages it handles.
+        calls: the methods of the calls to /retire.
+        replicas: the count of the Deployment.
+    """
+
+    busy: int = 0
+    calls: list[str] = field(default_factory=list)
+    replicas: int = 1
+    marked: bool = False
+    applied: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
+    port: int = 0
+
+    async def status(self, _: web.Request) -> web.Response:
+        return web.json_response({"slots": 1, "busy": self.busy, "consuming": False})
+
+    async def retire(self, request: web.Request) -> web.Response:
+        self.calls.append(request.method)
+        return web.json_response({}, status=409 if self.busy else 200)
+
+    def cluster(self) -> FakeCluster:
+        made = api("amqp://nobody@127.0.0.1:1/")
+        made.answer("GET", "/secrets/rabbitmq", ClusterError(404, "not found"))
+        made.answer("PATCH", "/deployments/jobs-worker", self.apply)
+        made.answer("GET", "/deployments/jobs-worker", lambda _: self.deployment())
+        made.answer("PATCH", "/deployments/jobs-worker/scale", self.scale)
+        made.answer("GET", "/replicasets/jobs-worker-1", self.replicaset)
+        made.answer("PATCH", "/pods/jobs-worker-1-a", self.mark)
+        return made
+
+    def apply(self, request: Request) -> dict[str, Any]:
+        self.applied = applied(request)
+        return self.deployment()
+
+    def deployment(self) -> dict[str, Any]:
+        version = {"resourceVersion": str(self.version), "generation": self.version}
+        return {
+            **self.applied,
+            "metadata": {**self.applied["metadata"], **version},
+            "spec": {**self.applied["spec"], "replicas": self.replicas},
+            "status": {
+                "observedGeneration": self.version,
+                "replicas": 1,
+                "updatedReplicas": 1,
+                "readyReplicas": 1,
+            },
+        }
+
+    def scale(self, request: Request) -> dict[str, Any]:
+        self.replicas, self.version = request.body[1]["value"]["replicas"], self.version + 1
+        return scale_of(self.deployment())
+
+    def replicaset(self, _: Request) -> dict[str, Any]:
+        labelled = 0 if self.marked else 1
+        return {
+            "metadata": {"generation": 1},
+            "spec": {"replicas": 1},
+            "status": {"observedGeneration": 1, "replicas": 1, "fullyLabeledReplicas": labelled},
+        }
+
+    def mark(self, request: Request) -> dict[str, Any]:
+        self.marked = request.body["metadata"]["labels"][LABEL_RETIRING] == "true"
+        self.version += 1
+        return self.pod()
+
+    def pod(self) -> dict[str, Any]:
+        state = {"name": "worker", "image": "jobs:1", "state": {"running": {}}}
+        return {
+            "metadata": {
+                "namespace": "team",
+                "name": "jobs-worker-1-a",
+                "uid": "uid-pod",
+                "resourceVersion": str(self.version),
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {LABEL_WORKQUEUE: "jobs", LABEL_RETIRING: "true" if self.marked else "false"},
+                "annotations": {
+                    **self.applied["spec"]["template"]["metadata"]["annotations"],
+                    **({ANNOTATION_DELETION_COST: "-1"} if self.marked else {}),
+                },
+                "ownerReferences": [{"kind": "ReplicaSet", "name": "jobs-worker-1", "controller": True}],
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {
+                "phase": "Running",
+                "podIP": "127.0.0.1",
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [state],
+            },
+        }
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    made, app = Site(), web.Application()
+    app.router.add_get("/status", made.status)
+    app.router.add_route("*", "/retire", made.retire)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.port = runner.addresses[0][1]
+    yield made
+    await runner.cleanup()
+
+
+def change(store: Store, version: int, **spec: Any) -> None:
+    """A user changes the WorkQueue."""
+    body = workqueue()
+    body["spec"] |= spec
+    body["metadata"] |= {"generation": version, "resourceVersion": str(version)}
+    store.put_workqueue(body)
+
+
+def scaling_active(reported: list[Mapping[str, Any]]) -> tuple[str, str]:
+    found: Conditions = {one["type"]: one for one in reported[-1]["conditions"]}
+    return found["ScalingActive"]["status"], found["ScalingActive"]["reason"]
+
+
+async def started(passes: Passes, site: Site) -> None:
+    await passes.run()
+    passes.parts.store.put_pod(site.pod())
+    await passes.run()
+    deployment = passes.parts.store.deployment("team", "jobs-worker")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 1
+
+
+async def test_pin_of_zero_removes_idle_workers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person stops the workers of a queue while the Secret is missing."""
+    reported = reports(monkeypatch)
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        await started(passes, site)
+        assert site.calls == [], "without a pin, an unknown depth changes nothing"
+
+        change(passes.parts.store, 2, replicas=0)
+        await passes.run()
+
+    assert (site.replicas, site.calls) == (0, ["POST"])
+    assert scaling_active(reported) == ("False", "Pinned")
+
+
+async def test_pin_of_zero_leaves_busy_workers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported = reports(monkeypatch)
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        await started(passes, site)
+        site.busy = 1
+
+        change(passes.parts.store, 2, replicas=0)
+        await passes.run()
+        assert (site.replicas, scaling_active(reported)) == (1, ("True", "WorkersBusy"))
+
+        site.busy = 0
+        await passes.run()
+
+    assert site.replicas == 0
+
+
+async def test_pin_below_the_count_of_foreign_workers_holds(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator cannot ask them, and without a broker nobody knows whether they are busy."""
+    reported = reports(monkeypatch)
+    cluster = site.cluster()
+    cluster.answer("GET", "/horizontalpodautoscalers", {"items": []})
+    async with operator(cluster, "team", workers_port=site.port) as passes:
+        await started(passes, site)
+        change(passes.parts.store, 2, replicas=0, worker=None, workloadRef={"name": "jobs-worker"})
+        await passes.run()
+
+    assert site.replicas == 1
+    assert scaling_active(reported) == ("False", "UnacknowledgedUnknown")
+
+
+async def test_worker_that_agreed_to_leave_keeps_its_lease(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes has not removed it yet. It would take a message again, and would then be removed."""
+    reports(monkeypatch)
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        await started(passes, site)
+        site.replicas, site.marked, site.version = 0, True, 5
+        passes.parts.store.put_deployment(site.deployment())
+        passes.parts.store.put_pod(site.pod())
+
+        await passes.run()
+
+        await until(lambda: site.calls == ["POST"])
+        assert passes.parts.brokers.known(KEY) is None
