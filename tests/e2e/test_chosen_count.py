@@ -22,6 +22,26 @@ def test_kubectl_scale_pins_count_and_merge_patch_releases_it(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_pin_of_zero_stops_workers_while_rabbitmq_refuses_the_login(lab: Lab) -> None:
+    """Neither the operator nor the workers have a connection, so the depth is unknown."""
+    user, old = "locked-out", "the-old-password"
+    lab.rabbit.ctl("add_user", user, old)
+    lab.rabbit.ctl("set_permissions", "--vhost", lab.vhost, user, ".*", ".*", ".*")
+    lab.secret(user, username=user, password=old)
+    workqueue = lab.workqueue("locked", connectionSecretRef={"name": user}, replicas=2).apply()
+    eventually(lambda: workqueue.status().get("readyReplicas") == 2, 120, "two workers are Ready")
+    lab.rabbit.ctl("change_password", user, "another-password")
+    lab.rabbit.ctl("close_all_user_connections", user, "locked out")
+    workqueue.wait_condition("DepthKnown", "False")
+
+    kubectl("scale", "wq/locked", "--replicas=0", f"--namespace={lab.namespace}")
+
+    eventually(lambda: workqueue.replicas() == 0, 60, "the workers leave")
+    eventually(lambda: workqueue.pods() == [], 60, "and their pods")
+    workqueue.delete()
+
+
+@pytest.mark.slow
 def test_suspended_workqueue_is_left_unchanged(lab: Lab) -> None:
     workqueue = lab.workqueue("suspended").apply().wait_ready()
     workqueue.change(suspend=True).wait_condition("ScalingActive", "False", "Suspended")
