@@ -211,3 +211,15 @@ async def test_worker_that_agreed_to_leave_keeps_its_lease(
 
         await until(lambda: site.calls == ["POST"])
         assert passes.parts.brokers.known(KEY) is None
+
+
+async def test_pin_starts_more_than_one_worker_of_a_new_template(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker becomes Ready without a broker, so that the operator cannot wait for a first one."""
+    reports(monkeypatch)
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        change(passes.parts.store, 2, replicas=3)
+        await passes.run()
+
+    assert site.replicas == 3

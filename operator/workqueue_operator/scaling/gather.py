@@ -216,7 +216,8 @@ class Gatherer:
             minimum=schedule.minimum_replicas(workqueue.spec, self._clock.now()),
             now=self._clock.monotonic(),
             refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
-            proven_hash=state.proven_hash,
+            # Without a broker no worker becomes Ready, so that a first one would prove nothing.
+            proven_hash=None if isinstance(deployment, Unknown) else deployment.template_hash,
         )
         return snapshot, state
 
