@@ -33,6 +33,17 @@ def test_process_does_not_load_the_authorities_of_the_system(process: str) -> No
     assert run(code).split() == ["0", "CERT_REQUIRED", "ssl"]
 
 
+@pytest.mark.parametrize("process", ["workqueue_operator", "workqueue_web"])
+def test_process_loads_no_cpp_library(process: str) -> None:
+    code = (
+        f"import os, sys, {process}.__main__; "
+        "print('frozenlist' in sys.modules, 'frozenlist._frozenlist' in sys.modules, *os.environ)"
+    )
+    found = run(code).split()
+    assert found[:2] == ["True", "False"]
+    assert "FROZENLIST_NO_EXTENSIONS" not in found
+
+
 def test_worker_imports_no_more_than_a_message_needs_that_succeeds() -> None:
     code = (
         "import sys, workqueue.__main__, workqueue.cli.run; "
