@@ -134,6 +134,11 @@ LATER_PASSES: list[tuple[str, dict[str, Any], Depth]] = [
         Depth(0, 1, 3),
     ),
     (
+        "worker whose consumer RabbitMQ did not confirm at the last look",
+        {"counts": counts(3, 1), "pods": [A], "unanswered": "a"},
+        Depth(3, 1, 1),
+    ),
+    (
         "zero messages and a retired worker",
         {"counts": counts(), "pods": [A], "statuses": {"a": worker(0, consuming=False)}},
         Depth(0, 0, 0),
@@ -195,6 +200,11 @@ UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
         "zero consumers and an installed doorbell",
         {"counts": counts(), "doorbell_installed_at": NOW - 3},
         Reason.DEPTH_IMPLAUSIBLE,
+    ),
+    (
+        "counts of before, and a worker whose consumer RabbitMQ does not confirm",
+        {"counts": counts(3), "pods": [A], "unanswered": "a"},
+        Reason.BROKER_TIMEOUT,
     ),
 ]
 

@@ -138,12 +138,13 @@ class Asked(Workers):
             slots, busy, consuming=True, handler_seconds=5.0, deliveries_per_second=0.2
         )
         self.silent = silent
+        self.others: Mapping[str, WorkerStatus] = {}
         self.times = 0
 
     async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
         self.times += 1
         return {
-            one.pod: replace(self.status, busy_seconds=self.ages.get(one.pod))
+            one.pod: self.others.get(one.pod) or replace(self.status, busy_seconds=self.ages.get(one.pod))
             for one in addresses
             if one.pod not in self.silent
         }
@@ -228,6 +229,24 @@ def test_pass_gives_its_place_back_before_it_asks(clock: Clock) -> None:
     passes.run(1)
 
     assert events[:2] == ["place", "counts"]
+
+
+@pytest.mark.parametrize(("consuming", "named"), [(False, "jobs-1"), (True, None)])
+def test_worker_that_rabbitmq_does_not_answer_is_named_unless_another_one_consumes(
+    clock: Clock, *, consuming: bool, named: str | None
+) -> None:
+    """Without a leader a queue may report its counts of before. Nothing else says that no worker gets a message."""
+    workers = Asked(busy=0)
+    waiting = replace(workers.status, consuming=False, queue_answers=False)
+    workers.others = {"jobs-1": waiting, "jobs-9": replace(waiting, consuming=consuming)}
+    passes = Passes(clock, workers, ready=9)
+
+    passes.run(gather.SILENT_AFTER)
+    assert passes.seen is not None
+    assert passes.seen.readings.unanswered is None
+
+    passes.run(20)
+    assert passes.seen.readings.unanswered == named
 
 
 def test_silent_worker_may_have_become_busy_just_now(clock: Clock) -> None:

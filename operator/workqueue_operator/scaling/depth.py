@@ -35,6 +35,7 @@ class QueueReadings:
         statuses: the workers' answers by pod name, without the workers that did not answer.
         single_active: whether RabbitMQ delivers to one consumer at a time.
         unreachable: the pod name of a Ready worker that has not answered for `gather.SILENT_AFTER`.
+        unanswered: the pod name of a worker that RabbitMQ has not answered for as long, while no worker consumes.
         unacknowledged: for the workers of a workloadRef, the exact count from the management API.
         stopping: terminating pods whose worker still runs. They no longer consume, but may have messages in handlers.
         stopping_statuses: their answers by pod name; None before the operator has asked them.
@@ -48,6 +49,7 @@ class QueueReadings:
     pods: Sequence[PodView] = ()
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     unreachable: str | None = None
+    unanswered: str | None = None
     single_active: bool = False
     concurrency: int = 1
     unacknowledged: int | Unknown | None = None
@@ -80,6 +82,13 @@ def judge(answers: QueueReadings, queue: str) -> Depth | Unknown:
             Reason.DEPTH_IMPLAUSIBLE,
             f"RabbitMQ reports zero messages and zero consumers for queue {queue!r} although it has consumers, as it "
             "does while a quorum queue has no leader. The count does not change until RabbitMQ reports them.",
+        )
+    if answers.unanswered is not None and not counts.consumers:
+        return Unknown(
+            Reason.BROKER_TIMEOUT,
+            f"RabbitMQ does not answer worker {answers.unanswered}, which asks for messages of queue {queue!r}, and "
+            "may report counts of before. Check the members of the queue (`rabbitmq-queues quorum_status`) and "
+            "RabbitMQ's alarms.",
         )
     in_handlers, unconfirmed = _in_handlers(answers, counts)
     return Depth(counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed))

@@ -61,7 +61,8 @@ ASK_WORKERS_EVERY: Final = 10.0
 during a backlog too."""
 
 SILENT_AFTER: Final = 30.0
-"""Seconds after which a condition names a Ready worker that does not answer: within a minute of its start."""
+"""Seconds after which a condition names a Ready worker that does not answer, or that RabbitMQ does not answer: within
+a minute of its start."""
 
 GROWTH_SECONDS: Final = 60.0
 """Seconds over which the growth of the backlog is averaged."""
@@ -89,6 +90,7 @@ class GatherState:
 
     Attributes:
         silent_since: since when a running worker has not answered, by the uid of its pod.
+        unanswered_since: since when RabbitMQ has not answered a worker, by the uid of its pod.
         workers_asked_at: when the operator last asked the workers for their status.
         statuses: their answers by pod name.
         consumers: how many consumers the queue had then; -1 when that was unknown.
@@ -100,6 +102,7 @@ class GatherState:
     """
 
     silent_since: Mapping[str, float] = field(default_factory=dict)
+    unanswered_since: Mapping[str, float] = field(default_factory=dict)
     workers_asked_at: float = 0.0
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     consumers: int = -1
@@ -259,8 +262,9 @@ class Gatherer:
         elif decisive:
             readings = await self._ask_stopping(readings)
         unreachable = self._unreachable(readings.pods, state)
-        if unreachable != readings.unreachable:
-            readings = replace(readings, unreachable=unreachable)
+        unanswered = self._unanswered(readings.pods, state)
+        if unreachable is not None or unanswered is not None:
+            readings = replace(readings, unreachable=unreachable, unanswered=unanswered)
         return readings, state
 
     def _still_holds(self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState) -> bool:
@@ -314,12 +318,18 @@ class Gatherer:
         silent_since = {
             pod.uid: state.silent_since.get(pod.uid, now) for pod in readings.pods if pod.name not in statuses
         }
+        unanswered_since = {
+            pod.uid: state.unanswered_since.get(pod.uid, now)
+            for pod in readings.pods
+            if pod.name in statuses and not statuses[pod.name].queue_answers
+        }
         return (
             replace(readings, statuses=statuses),
             replace(
                 state,
                 workers_asked_at=now,
                 silent_since=silent_since,
+                unanswered_since=unanswered_since,
                 statuses=statuses,
                 consumers=readings.counts.consumers if isinstance(readings.counts, QueueCounts) else -1,
             ),
@@ -339,6 +349,14 @@ class Gatherer:
             pod.name for pod in running if pod.ready and state.silent_since.get(pod.uid, math.inf) <= latest
         )
         return min(silent, default=None)
+
+    def _unanswered(self, running: Sequence[PodView], state: GatherState) -> str | None:
+        """The name of a worker that RabbitMQ has not answered for too long, unless another one consumes."""
+        if any(status.consuming for status in state.statuses.values()):
+            return None
+        latest = self._clock.monotonic() - SILENT_AFTER
+        waiting = (pod.name for pod in running if state.unanswered_since.get(pod.uid, math.inf) <= latest)
+        return min(waiting, default=None)
 
 
 def reading_seconds(spec: WorkQueueSpec, readings: QueueReadings) -> float:
