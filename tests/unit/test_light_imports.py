@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-UNUSED = {"kubernetes.client", "kubernetes.aio.dynamic", "requests", "websocket", "oauthlib"}
+UNUSED = {"kubernetes.client", "kubernetes.aio.dynamic", "requests", "websocket", "oauthlib", "dateutil"}
 
 
 UNUSED_BY_WORKERS = {"asyncio", "concurrent.futures", "dataclasses", "inspect", "random", "ssl"}
@@ -61,6 +61,14 @@ def test_commands_collect_garbage_after_their_imports() -> None:
         "workqueue.__main__.main(['stats', '--queue=jobs'])"
     )
     assert run(code).split() == ["False", "True"]
+
+
+def test_client_still_parses_dates() -> None:
+    code = (
+        "import workqueue_operator.kube.client, sys; from workqueue_operator.kube.light_imports import ApiClient; "
+        "parse = sys.modules[ApiClient.__module__].parse; print(parse('2026-01-02T03:04:05Z').isoformat())"
+    )
+    assert run(code).split() == ["2026-01-02T03:04:05+00:00"]
 
 
 def test_whole_packages_can_be_imported_afterwards() -> None:
