@@ -383,7 +383,8 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
         ),
         Reason.BROKER_TIMEOUT: Explanation(
             _NO_ANSWER,
-            "RabbitMQ accepts the connection but does not answer in time.",
+            "RabbitMQ accepts the connection but does not answer in time, or it answers no worker that asks for "
+            "messages.",
             "Replicas stay unchanged. RabbitMQ is connected but does not answer; check its state.",
         ),
         Reason.AUTHENTICATION_FAILED: Explanation(
