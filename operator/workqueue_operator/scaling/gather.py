@@ -25,6 +25,7 @@ from workqueue_operator.scaling.decide import Depth, wanted_replicas
 from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, load, workers_decide
 from workqueue_operator.scaling.place import Place
 from workqueue_operator.scaling.snapshot import Snapshot
+from workqueue_operator.workers.apply import Ensured
 from workqueue_operator.workers.client import Address, WorkerStatus
 from workqueue_operator.workers.target import Targets
 
@@ -136,7 +137,7 @@ class Gatherer:
         ensured = await self._targets.ensure(
             workqueue, connection.binding.display, state.proven_hash, as_it_is=connection.is_first
         )
-        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
+        deployment, refusal = _seen_of(ensured)
         pods = self._targets.pods(workqueue)
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())
         with connection.place.waits_for_broker():
@@ -180,7 +181,7 @@ class Gatherer:
             depth=judge(readings, workqueue.queue_name),
             minimum=minimum,
             now=self._clock.monotonic(),
-            refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
+            refusal=refusal,
             growth=state.growth,
             waits=state.waits,
             handler_seconds=state.handler_seconds,
@@ -198,7 +199,7 @@ class Gatherer:
             release: gives back the place of the pass while it waits for workers.
         """
         ensured = await self._targets.ensure(workqueue, proven_hash=state.proven_hash)
-        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
+        deployment, refusal = _seen_of(ensured)
         pods, pin, worker = self._targets.pods(workqueue), workqueue.spec.replicas, workqueue.spec.worker
         if worker is None:
             # Whether workers of others are busy is unknown, too.
@@ -218,7 +219,7 @@ class Gatherer:
             depth=problem,
             minimum=schedule.minimum_replicas(workqueue.spec, self._clock.now()),
             now=self._clock.monotonic(),
-            refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
+            refusal=refusal,
             # Without a broker no worker becomes Ready, so that a first one would prove nothing.
             proven_hash=None if isinstance(deployment, Unknown) else deployment.template_hash,
         )
@@ -344,19 +345,25 @@ class Gatherer:
 
     def _unreachable(self, running: Sequence[PodView], state: GatherState) -> str | None:
         """The name of a Ready worker that has been silent for too long. A starting worker is not Ready yet."""
-        latest = self._clock.monotonic() - SILENT_AFTER
-        silent = (
-            pod.name for pod in running if pod.ready and state.silent_since.get(pod.uid, math.inf) <= latest
-        )
-        return min(silent, default=None)
+        return self._for_long((pod for pod in running if pod.ready), state.silent_since)
 
     def _unanswered(self, running: Sequence[PodView], state: GatherState) -> str | None:
         """The name of a worker that RabbitMQ has not answered for too long, unless another one consumes."""
         if any(status.consuming for status in state.statuses.values()):
             return None
+        return self._for_long(running, state.unanswered_since)
+
+    def _for_long(self, pods: Iterable[PodView], since: Mapping[str, float]) -> str | None:
+        """The first name of a pod whose uid has been in `since` for SILENT_AFTER."""
         latest = self._clock.monotonic() - SILENT_AFTER
-        waiting = (pod.name for pod in running if state.unanswered_since.get(pod.uid, math.inf) <= latest)
-        return min(waiting, default=None)
+        return min((pod.name for pod in pods if since.get(pod.uid, math.inf) <= latest), default=None)
+
+
+def _seen_of(ensured: Ensured | Unknown) -> tuple[DeploymentView | Unknown, Unknown | None]:
+    """The Deployment, or why it cannot be scaled; and why it differs from what the WorkQueue asks for."""
+    if isinstance(ensured, Unknown):
+        return ensured, ensured
+    return deployment_view(ensured.deployment), ensured.refusal
 
 
 def reading_seconds(spec: WorkQueueSpec, readings: QueueReadings) -> float:
