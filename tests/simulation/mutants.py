@@ -103,10 +103,10 @@ def _(patches: pytest.MonkeyPatch) -> None:
 
 @mutant("leases not renewed", "a worker that waits for its removal consumes again after 30 s")
 def _(patches: pytest.MonkeyPatch) -> None:
-    async def nothing(_scaler: Any, _snapshot: Any, _deployment: Any, state: Any, _handle: Any) -> Any:
+    async def nothing(_scaler: Any, _workqueue: Any, _retired: Any, state: Any, _handle: Any) -> Any:
         return state
 
-    patches.setattr(scale.Scaler, "_renew_leases", nothing)
+    patches.setattr(scale.Scaler, "renew_leases", nothing)
 
 
 @mutant(

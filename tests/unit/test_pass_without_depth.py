@@ -15,6 +15,7 @@ from tests.support.wait import until
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
+from workqueue_operator.scaling.scale import RENEW_AFTER
 
 Conditions = Mapping[str, Mapping[str, str]]
 
@@ -196,20 +197,24 @@ async def test_pin_below_the_count_of_foreign_workers_holds(
     assert scaling_active(reported) == ("False", "UnacknowledgedUnknown")
 
 
+@pytest.mark.parametrize("suspend", [False, True])
 async def test_worker_that_agreed_to_leave_keeps_its_lease(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, suspend: bool
 ) -> None:
     """Kubernetes has not removed it yet. It would take a message again, and would then be removed."""
     reports(monkeypatch)
     async with operator(site.cluster(), "team", workers_port=site.port) as passes:
         await started(passes, site)
+        change(passes.parts.store, 2, suspend=suspend)
         site.replicas, site.marked, site.version = 0, True, 5
         passes.parts.store.put_deployment(site.deployment())
         passes.parts.store.put_pod(site.pod())
 
-        await passes.run()
+        due = await passes.run()
 
         await until(lambda: site.calls == ["POST"])
+        assert due.after is not None
+        assert due.after <= RENEW_AFTER, "the lease is renewed again"
         assert passes.parts.brokers.known(KEY) is None
 
 

@@ -32,7 +32,7 @@ from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.ownership import Ownership
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store
-from workqueue_operator.kube.views import DeploymentView, deployment_view
+from workqueue_operator.kube.views import DeploymentView, deployment_view, leaving
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import LABEL_OPERATOR
 from workqueue_operator.ports import Clock
@@ -60,7 +60,7 @@ from workqueue_operator.scaling.gather import (
     reading_seconds,
 )
 from workqueue_operator.scaling.place import Place
-from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
+from workqueue_operator.scaling.scale import RENEW_AFTER, CountWrite, Scaled, Scaler
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.apply import is_owned_by
 from workqueue_operator.workers.target import Targets
@@ -327,14 +327,7 @@ class Reconciler:
         """
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
-            parts.recurring.forget(workqueue.metadata.uid)
-            await self._leave_broker(workqueue.key)
-            parts.secrets.leave(workqueue.key)
-            nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
-            decision = self._decide(workqueue, state, Observation(nothing, nothing))
-            return self._with_workload(
-                workqueue, status.Outcome(state.queue or _NOT_YET, decision=decision)
-            ), NextPass()
+            return await self._suspended(workqueue, state)
         parts.secrets.use(workqueue.key, secret)
         try:
             known = parts.brokers.known(workqueue.key)
@@ -383,6 +376,20 @@ class Reconciler:
         if next_slot is not None and (due.after is None or next_slot < due.after):
             due = replace(due, after=next_slot)
         return outcome, due
+
+    async def _suspended(self, workqueue: WorkQueue, state: PassState) -> tuple[status.Outcome, NextPass]:
+        """A pass that changes nothing. Workers that have agreed to leave take no message until they are removed."""
+        parts = self._parts
+        parts.recurring.forget(workqueue.metadata.uid)
+        await self._leave_broker(workqueue.key)
+        parts.secrets.leave(workqueue.key)
+        nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
+        decision = self._decide(workqueue, state, Observation(nothing, nothing))
+        outcome = self._with_workload(workqueue, status.Outcome(state.queue or _NOT_YET, decision=decision))
+        deployment = outcome.deployment
+        retired = leaving(deployment, outcome.pods) if isinstance(deployment, DeploymentView) else []
+        state.scaled = await parts.scaler.renew_leases(workqueue, retired, state.scaled, None)
+        return outcome, NextPass(RENEW_AFTER if retired else None)
 
     def _slept(self, workqueue: WorkQueue, broker: str) -> bool:
         """Whether the WorkQueue needs nothing but its doorbell."""

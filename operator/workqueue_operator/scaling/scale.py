@@ -5,7 +5,7 @@ Every write of a count goes through this module. The reconciler sends its Event 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,7 @@ from workqueue_operator.backoff import delay
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.refusal import why_count_denied
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, deployment_view, leaving, scaled, unsettled
+from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, leaving, scaled, unsettled
 from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
@@ -168,7 +168,7 @@ class Scaler:
             return Scaled(decision, deployment, state)
         if isinstance(decision, Hold):
             if not await self._clear_marks(snapshot, deployment, handle):
-                state = await self._renew_leases(snapshot, deployment, state, handle)
+                state = await self.renew_leases(workqueue, leaving(deployment, snapshot.pods), state, handle)
             return Scaled(decision, deployment, state)
         if isinstance(decision, ScaleOut):
             # On a queue with a single active consumer the doorbell would receive the message.
@@ -183,6 +183,21 @@ class Scaler:
             return attempt.ended(await self._scale_in(attempt, snapshot, handle))
         except ClusterError as error:
             return attempt.ended(decision, error)
+
+    async def renew_leases(
+        self, workqueue: WorkQueue, retired: Sequence[PodView], state: ScaleState, handle: Broker | None
+    ) -> ScaleState:
+        """Keep the workers retired that Kubernetes has not removed yet. That may take longer than a lease lasts.
+
+        Args:
+            retired: what `leaving` returns.
+        """
+        running = [pod for pod in retired if pod.running]
+        now, begun = self._clock.monotonic(), state.leases_begun_at
+        if not running or (begun is not None and now - begun < RENEW_AFTER):
+            return state
+        await self._retirer.renew(running, await self._keys_of(workqueue, handle))
+        return replace(state, leases_begun_at=now)
 
     async def raise_count(
         self, workqueue: WorkQueue, decision: ScaleOut, deployment: DeploymentView, state: ScaleState
@@ -329,17 +344,6 @@ class Scaler:
             keys = await self._keys_of(workqueue, handle)
             await self._retirer.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
-
-    async def _renew_leases(
-        self, snapshot: Snapshot, deployment: DeploymentView, state: ScaleState, handle: Broker | None
-    ) -> ScaleState:
-        """Keep the workers retired that Kubernetes has not removed yet. That may take longer than a lease lasts."""
-        retired = [pod for pod in leaving(deployment, snapshot.pods) if pod.running]
-        now, begun = self._clock.monotonic(), state.leases_begun_at
-        if not retired or (begun is not None and now - begun < RENEW_AFTER):
-            return state
-        await self._retirer.renew(retired, await self._keys_of(snapshot.workqueue, handle))
-        return replace(state, leases_begun_at=now)
 
     async def _keys_of(self, workqueue: WorkQueue, handle: Broker | None) -> SigningKeys:
         key = await self._workload.retirement_key(workqueue)
