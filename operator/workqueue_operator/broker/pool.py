@@ -91,6 +91,8 @@ class BrokerPool:
         WorkQueues and those of this one are enqueued.
         """
         others = [other for other in self if other is not handle and other.poller.claims_on(queue)]
+        if not others:
+            return handle.poller.claims_on(queue)
         same = await asyncio.gather(*(self._are_same_soon(handle, other, queue) for other in others))
         found = handle.poller.claims_on(queue)
         for other, is_same in zip(others, same, strict=True):

@@ -492,8 +492,10 @@ class Reconciler:
         if watched.doubtful:
             await handle.poller.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is QUEUE_MISSING]
-        wanted = digest_of_text(handle.broker.binding.identity + workqueue.spec.queue.model_dump_json())
-        declared = (handle.broker.generation, wanted)
+        generation = workqueue.metadata.generation
+        if state.queue_spec[0] != generation:
+            state.queue_spec = generation, digest_of_text(workqueue.spec.queue.model_dump_json())
+        declared = (handle.broker.binding.identity, handle.broker.generation, state.queue_spec[1])
         # A WorkQueue that was suspended has lost its claim.
         if watched.claimed and state.declared == declared and state.queue is not None and not vanished:
             return state.queue

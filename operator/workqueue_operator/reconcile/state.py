@@ -24,7 +24,8 @@ class PassState:
         uid: the WorkQueue's. A new WorkQueue of the same name begins with a new state.
         secret: the Secret of the connection to the broker that the passes use; None without a connection.
         window: the counts that recent passes wanted.
-        declared: the connection and the digest of the spec for which the queues were last declared.
+        queue_spec: the generation of the WorkQueue, and the digest of its `spec.queue`.
+        declared: the broker, its connection, and that digest, for which the queues were last declared.
         queue: the result of that declaration.
         tokens: the broker, its connection and the limit for which the tokens were last made.
         last_scale: the status fields about the last change of the count.
@@ -38,7 +39,8 @@ class PassState:
     uid: str
     window: ScaleInWindow
     secret: str | None = None
-    declared: tuple[int, bytes] | None = None
+    queue_spec: tuple[int, bytes] = (-1, b"")
+    declared: tuple[str, int, bytes] | None = None
     queue: Finding | None = None
     tokens: tuple[str, int, Limit] | None = None
     last_scale: dict[str, str] = field(default_factory=dict)

@@ -123,9 +123,10 @@ class Settler:
     def delay_queues(self) -> list[str]:
         """The delay queues that this worker knows, in the order in which messages pass them."""
         # A copy, since /status reads this without the lock while another queue may be added.
-        known = {topology.step_of(name, self.queue) for name in tuple(self.known_queues)}
+        found = (topology.step_of(name, self.queue) for name in tuple(self.known_queues))
+        known = {step for step in found if step is not None}
         known.update(*map(topology.steps_from, tuple(self._longest_seen.values())))
-        return [topology.step_name(self.queue, step) for step in topology.STEPS if step in known]
+        return [topology.step_name(self.queue, step) for step in sorted(known, key=topology.STEPS.index)]
 
     def note_delay(self, first_queue: object) -> None:
         """Note the steps of a message that a publisher has delayed.
