@@ -109,6 +109,11 @@ def _(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(scale.Scaler, "renew_leases", nothing)
 
 
+@mutant("suspended leases lapse", "a worker that waits for its removal consumes again after a user suspended")
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(reconciler_module, "leaving", lambda *_: [])
+
+
 @mutant(
     "crashed is dead",
     "a crashed worker that runs again, and is not reported yet, is removed without a question",

@@ -467,10 +467,15 @@ def _copies_meet_an_outage(_: Any, step: Step, one: WorkQueueSpec, __: Any) -> l
     return [_publish(step, -3.0, one, 4, 3.0, "fails"), _publish(step, -2.0, one, 2, 3.0, "fails once")]
 
 
-def _scale_in_waits_for_a_controller(_: Any, step: Step, one: WorkQueueSpec, __: Any) -> list[Step]:
-    """It waits for longer than the leases of the workers last. Then messages come."""
-    later = [_publish(step, after, one, 1, 8.0) for after in (34.0, 38.0, 42.0, 46.0, 50.0)]
-    return [_publish(step, -8.0, one, 6, 0.3), *later]
+def _scale_in_waits_for_a_controller(
+    chance: random.Random, step: Step, one: WorkQueueSpec, _: Any
+) -> list[Step]:
+    """It stands still again, for longer than the leases of the workers last. Then messages come."""
+    again = replace(step, at=step.at + step.seconds + 10.0, seconds=50.0)
+    first = 1.0 - one.spec["scaling"]["scaleInDelaySeconds"]
+    later = [_publish(again, after, one, 1, 5.0) for after in range(32, 50, 3)]
+    suspended = [Step(again.at + 12.0, "user suspends", one.key, 45.0)] if chance.random() < 0.3 else []
+    return [again, _publish(again, first, one, 6, 0.3), *later, *suspended]
 
 
 def _scale_in(chance: random.Random, step: Step, one: WorkQueueSpec, _: Any) -> list[Step]:
