@@ -115,6 +115,16 @@ def _(patches: pytest.MonkeyPatch) -> None:
 
 
 @mutant(
+    "trim not seen", "a pod is admitted after the count was lowered to the pods that exist, and then removed"
+)
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def yes(_scaler: Any, _attempt: Any) -> bool:
+        return True
+
+    patches.setattr(scale.Scaler, "_is_seen", yes)
+
+
+@mutant(
     "crashed is dead",
     "a crashed worker that runs again, and is not reported yet, is removed without a question",
 )

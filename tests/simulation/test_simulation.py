@@ -64,6 +64,7 @@ FOUND = {
     "zero is zero": 445,
     "suspended leases lapse": 776,
     "store is not corrected": 798,
+    "trim not seen": 891,
 }
 """The mutants, and a seed that fails with each."""
 

@@ -18,7 +18,8 @@ from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
-from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut
+from workqueue_operator.scaling import scale
+from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
 from workqueue_operator.scaling.scale import RENEW_AFTER, Scaled, Scaler, ScaleState
 from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.client import Answer, SigningKeys, Workers
@@ -40,6 +41,7 @@ class Api:
         self.version = 1
         self.message = POLICY
         self.mutates = False
+        self.observed = 1
         self.tried: list[int] = []
         self.cluster = FakeCluster()
         self.cluster.answer("PATCH", "/deployments/jobs-worker/scale", self.patch)
@@ -62,6 +64,7 @@ class Api:
                 "resourceVersion": str(self.version),
             },
             "spec": {"replicas": self.replicas, "template": {}},
+            "status": {"observedGeneration": self.observed},
         }
 
     @property
@@ -102,6 +105,13 @@ class Api:
         nobody: Any = None
         seen = snapshot(THEIRS, deployment=self.view)
         return self.noted(await self.scaler.scale(seen, decision, self.state, nobody))
+
+    async def trim(self, replicas: int) -> Scaled:
+        decision = Trim(replicas, replicas, Reason.POD_REFUSED, "no more pods are admitted")
+        nobody: Any = None
+        scaled = await self.scaler.scale(snapshot(OURS, deployment=self.view), decision, self.state, nobody)
+        self.noted(scaled)
+        return scaled
 
 
 @pytest.mark.parametrize("status", [403, 422], ids=["403-of-a-webhook", "422-of-a-policy"])
@@ -239,6 +249,43 @@ async def test_refused_scale_in_is_reported_and_backs_off() -> None:
 
     assert decision.reason is Reason.COUNT_REFUSED
     assert (api.replicas, api.tried) == (5, [0])
+
+
+async def test_count_without_refused_pods_is_lowered_as_soon_as_kubernetes_sees_it() -> None:
+    api = Api(replicas=3, most=9)
+    looks = 0
+
+    def controller(_: Request) -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        api.observed = api.version if looks > 1 else 1
+        return api.body
+
+    api.cluster.answer("GET", "/deployments/jobs-worker", controller)
+
+    scaled = await api.trim(2)
+
+    assert isinstance(scaled.decision, Trim)
+    assert (api.replicas, [write.after for write in scaled.writes], looks) == (2, [2], 2)
+
+
+async def test_count_without_refused_pods_is_raised_again_while_kubernetes_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pod that is admitted meanwhile would take a message, and Kubernetes would then remove any of them."""
+    monkeypatch.setattr(scale, "SEEN_WITHIN", 0.1)
+    api = Api(replicas=3, most=9)
+
+    scaled = await api.trim(2)
+
+    assert (api.replicas, scaled.decision.reason) == (3, Reason.PODS_SETTLING)
+    assert scaled.writes == (), "no Event tells of it"
+    assert isinstance(scaled.deployment, DeploymentView)
+    assert scaled.deployment.replicas == 3
+
+    api.tried.clear()
+    await api.trim(2)
+    assert api.tried == [], "the next attempt follows after a pause"
 
 
 @pytest.mark.parametrize("status", [0, 401, 429, 500, 503])

@@ -209,8 +209,7 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         replicas=replicas,
         current=current,
         ready=status.get("readyReplicas", 0),
-        rolled_out=status.get("observedGeneration", 0) >= metadata["generation"]
-        and status.get("updatedReplicas", 0) == current,
+        rolled_out=is_observed(body) and status.get("updatedReplicas", 0) == current,
         template_hash=template_hash,
         refusal=Unknown(Reason.POD_REFUSED, f"The API server refuses the pods: {failure.get('message', '')}")
         if failure.get("status") == "True"
@@ -218,6 +217,12 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         broker=template.get(ANNOTATION_BROKER, ""),
         proven_hash=template_hash if surge == PROVEN_SURGE else None,
     )
+
+
+def is_observed(deployment: Mapping[str, Any]) -> bool:
+    """Whether the Deployment controller has carried out the present spec of a Deployment."""
+    observed: int = (deployment.get("status") or {}).get("observedGeneration", 0)
+    return bool(observed >= deployment["metadata"]["generation"])
 
 
 def scaled(deployment: DeploymentView, replicas: int) -> DeploymentView:

@@ -17,7 +17,15 @@ from workqueue_operator.backoff import delay
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.refusal import why_count_denied
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, leaving, scaled, unsettled
+from workqueue_operator.kube.views import (
+    DeploymentView,
+    PodView,
+    deployment_view,
+    is_observed,
+    leaving,
+    scaled,
+    unsettled,
+)
 from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
@@ -41,6 +49,19 @@ UNREACHABLE_AFTER: Final = 30.0
 
 RENEW_AFTER: Final = 10.0
 """Seconds after which the lease of a worker that waits for its removal is renewed. It lasts 30 s."""
+
+SEEN_WITHIN: Final = 1.0
+"""Seconds within which Kubernetes must have seen a count that was lowered without asking a worker. A pod takes longer
+to start and to take a message."""
+
+SEEN_PAUSES: Final = (0.05, 0.4)
+"""Seconds: the first and the longest pause between two looks at that."""
+
+NOT_SEEN: Final = Unknown(
+    Reason.PODS_SETTLING,
+    "Kubernetes had not seen the lower count after a second, and it was raised again: pods that were refused may be "
+    "admitted meanwhile, and others would be removed. If this persists, look at kube-controller-manager.",
+)
 
 _UNPROCESSABLE: Final = 422
 
@@ -245,6 +266,8 @@ class Scaler:
         try:
             if isinstance(decision, Retire) and attempt.workqueue.spec.worker is not None:
                 return await self._retire(attempt, snapshot, handle)
+            if isinstance(decision, Trim):
+                return await self._trim(attempt, decision)
             written = await self._write(attempt, decision.replicas)
         except ClusterError as error:
             if not error.denied:
@@ -257,6 +280,41 @@ class Scaler:
             return attempt.hold(CONFLICT)
         attempt.deployment = written
         return decision
+
+    async def _trim(self, attempt: _Attempt, trim: Trim) -> Decision:
+        """Lower the count to the pods that exist, unless Kubernetes stands still.
+
+        Otherwise a refused pod might be admitted before it sees the count. It would then remove a worker that nobody
+        has asked.
+        """
+        before, refusal = attempt.deployment.replicas, attempt.state.refused_in
+        written = await self._write(attempt, trim.replicas)
+        if written is None:
+            return attempt.hold(CONFLICT)
+        attempt.deployment = written
+        if await self._is_seen(attempt):
+            return trim
+        back = await self._write(attempt, before)
+        if back is None:
+            return attempt.hold(CONFLICT)
+        attempt.deployment = back
+        # Nothing has changed that an Event should tell.
+        attempt.writes.clear()
+        refusal = self._refused_again(refusal, trim.replicas, NOT_SEEN)
+        attempt.state = replace(attempt.state, refused_in=refusal)
+        return attempt.hold(NOT_SEEN)
+
+    async def _is_seen(self, attempt: _Attempt) -> bool:
+        """Whether the Deployment controller sees the count that was written last within SEEN_WITHIN."""
+        deadline, pause = self._clock.monotonic() + SEEN_WITHIN, SEEN_PAUSES[0]
+        while True:
+            live = await self._workload.read(attempt.workqueue, attempt.deployment.name)
+            if live is None or is_observed(live):
+                return True
+            if self._clock.monotonic() >= deadline:
+                return False
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, SEEN_PAUSES[1])
 
     async def _write(self, attempt: _Attempt, replicas: int) -> DeploymentView | None:
         workqueue, deployment = attempt.workqueue, attempt.deployment
