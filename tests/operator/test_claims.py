@@ -183,3 +183,22 @@ async def test_refusal_to_stop_workers_without_a_queue_is_reported_beside_the_cl
     reasons = {one["type"]: one["reason"] for one in reported[-1]["conditions"]}
     assert reasons["QueueDeclared"] == "QueueClaimed"
     assert reasons["ScalingActive"] == "CountRefused"
+
+
+async def test_finding_about_the_consumer_timeout_follows_the_time_of_a_handler(vhost: VirtualHost) -> None:
+    """A classic queue has RabbitMQ's own timeout of half an hour, unless it has an argument."""
+    about = {
+        "queue": {"name": "jobs", "type": "Classic"},
+        "metadata": {"uid": "jobs", "resourceVersion": "1"},
+    }
+    long, short = (workqueue(worker={"timeoutSeconds": seconds}, **about) for seconds in (7200, 60))
+    state = PassState("jobs", ScaleInWindow(0.0))
+    async with claiming(short) as (reconciler, brokers, _):
+        for one, reason in (
+            (short, Reason.DECLARED),
+            (long, Reason.CONSUMER_TIMEOUT_TOO_SHORT),
+            (short, Reason.DECLARED),
+        ):
+            await declare(reconciler, brokers, one, vhost.url, state)
+            assert state.queue is not None
+            assert state.queue.reason is reason

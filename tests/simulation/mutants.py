@@ -111,7 +111,12 @@ def _(patches: pytest.MonkeyPatch) -> None:
 
 @mutant("suspended leases lapse", "a worker that waits for its removal consumes again after a user suspended")
 def _(patches: pytest.MonkeyPatch) -> None:
-    patches.setattr(reconciler_module, "leaving", lambda *_: [])
+    real = reconciler_module.Reconciler._keep_retired
+
+    async def keep_retired(self: Any, workqueue: Any, state: Any, due: Any) -> Any:
+        return due if workqueue.spec.suspend else await real(self, workqueue, state, due)
+
+    patches.setattr(reconciler_module.Reconciler, "_keep_retired", keep_retired)
 
 
 @mutant(

@@ -48,6 +48,7 @@ FOUND = {
     "empty broker": 77,
     "frozen leader goes on": 93,
     "gap not corrected": 94,
+    "store is not corrected": 94,
     "pause made up for": 119,
     "ring forgotten": 137,
     "unreachable is busy": 161,
@@ -63,7 +64,6 @@ FOUND = {
     "status forgotten": 421,
     "zero is zero": 445,
     "suspended leases lapse": 776,
-    "store is not corrected": 798,
     "trim not seen": 891,
 }
 """The mutants, and a seed that fails with each."""

@@ -49,6 +49,7 @@ class Passes:
 
     reconciler: Reconciler
     parts: Dependencies
+    cluster: FakeCluster
 
     async def run(self) -> NextPass:
         """One pass over the WorkQueue, and another one when the connection that it opens is open."""
@@ -157,7 +158,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
         on_fatal=lambda _: None,
     )
     try:
-        yield Passes(Reconciler(parts), parts)
+        yield Passes(Reconciler(parts), parts, cluster)
     finally:
         await reporter.flush(0)
         await rates.stop()

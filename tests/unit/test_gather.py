@@ -249,6 +249,21 @@ def test_worker_that_rabbitmq_does_not_answer_is_named_unless_another_one_consum
     assert passes.seen.readings.unanswered == named
 
 
+def test_what_workers_said_before_a_time_without_passes_does_not_count(clock: Clock) -> None:
+    """RabbitMQ was away, and no worker was asked. They have just connected again."""
+    workers = Asked(busy=0)
+    waiting = replace(workers.status, consuming=False, queue_answers=False)
+    workers.others = {"jobs-1": waiting, "jobs-9": waiting}
+    passes = Passes(clock, workers, ready=9)
+    passes.run(1)
+    clock.time += gather.SILENCE_STANDS
+
+    passes.run(1)
+
+    assert passes.seen is not None
+    assert passes.seen.readings.unanswered is None
+
+
 def test_silent_worker_may_have_become_busy_just_now(clock: Clock) -> None:
     workers = Asked(busy=1, ages={"jobs-1": 3600.0}, silent=frozenset({"jobs-9"}))
     passes = Passes(clock, workers, {"scaling": {"scaleInDelaySeconds": 0}})

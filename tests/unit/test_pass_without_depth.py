@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,10 @@ from aiohttp import web
 
 from tests.support.fakecluster import FakeCluster, Request, scale_of
 from tests.support.passes import KEY, Passes, api, applied, operator, reports, workqueue
-from tests.support.wait import until
+from workqueue.contract.binding import from_url
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
-from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
+from workqueue_operator.names import ANNOTATION_DELETION_COST, FINALIZER, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.scaling.scale import RENEW_AFTER
 
 Conditions = Mapping[str, Mapping[str, str]]
@@ -184,7 +185,7 @@ async def test_pin_of_zero_leaves_busy_workers(site: Site, monkeypatch: pytest.M
 async def test_pin_below_the_count_of_foreign_workers_holds(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator cannot ask them, and without a broker nobody knows whether they are busy."""
+    """The operator cannot ask them, and without a broker it does not know whether they are busy."""
     reported = reports(monkeypatch)
     cluster = site.cluster()
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": []})
@@ -197,25 +198,107 @@ async def test_pin_below_the_count_of_foreign_workers_holds(
     assert scaling_active(reported) == ("False", "UnacknowledgedUnknown")
 
 
-@pytest.mark.parametrize("suspend", [False, True])
+def leave(store: Store, site: Site) -> None:
+    """The count was lowered, and Kubernetes has still to remove the worker that has agreed to leave."""
+    site.replicas, site.marked, site.version = 0, True, 5
+    store.put_deployment(site.deployment())
+    store.put_pod(site.pod())
+
+
+async def no_secret(_: Passes) -> None:
+    """The depth is unknown."""
+
+
+async def suspension(passes: Passes) -> None:
+    """A user suspends the WorkQueue."""
+    change(passes.parts.store, 2, suspend=True)
+
+
+async def deletion(passes: Passes) -> None:
+    """A user deletes the WorkQueue, whose queue still has messages."""
+    body = workqueue()
+    body["spec"]["queue"] = {"deletionPolicy": "DeleteIfEmpty"}
+    body["metadata"] |= {
+        "resourceVersion": "2",
+        "finalizers": [FINALIZER],
+        "deletionTimestamp": "2099-01-02T00:00:00Z",
+    }
+    passes.cluster.answer("GET", "/workqueues/jobs", body)
+    passes.parts.store.put_workqueue(body)
+
+
+async def first_connection(passes: Passes) -> None:
+    """The connection is being opened, and RabbitMQ takes its time."""
+    uri = base64.b64encode(b"amqp://user:secret@127.0.0.1:1/").decode()
+    passes.cluster.answer("GET", "/secrets/rabbitmq", {"data": {"uri": uri}})
+    passes.parts.secrets.forget("team", "rabbitmq")
+
+
+@pytest.mark.parametrize("happens", [no_secret, suspension, deletion, first_connection])
 async def test_worker_that_agreed_to_leave_keeps_its_lease(
-    site: Site, monkeypatch: pytest.MonkeyPatch, *, suspend: bool
+    site: Site, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Passes], Awaitable[None]]
 ) -> None:
     """Kubernetes has not removed it yet. It would take a message again, and would then be removed."""
     reports(monkeypatch)
     async with operator(site.cluster(), "team", workers_port=site.port) as passes:
         await started(passes, site)
-        change(passes.parts.store, 2, suspend=suspend)
-        site.replicas, site.marked, site.version = 0, True, 5
-        passes.parts.store.put_deployment(site.deployment())
-        passes.parts.store.put_pod(site.pod())
+        await happens(passes)
+        leave(passes.parts.store, site)
 
-        due = await passes.run()
+        due = await passes.reconciler.reconcile(KEY)
 
-        await until(lambda: site.calls == ["POST"])
-        assert due.after is not None
-        assert due.after <= RENEW_AFTER, "the lease is renewed again"
-        assert passes.parts.brokers.known(KEY) is None
+    assert site.calls == ["POST"]
+    assert due.after is not None
+    assert due.after <= RENEW_AFTER
+
+
+async def test_long_outage_outlasts_no_lease(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses between passes without a depth grow."""
+    reports(monkeypatch)
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        await started(passes, site)
+        leave(passes.parts.store, site)
+        dues = [await passes.run() for _ in range(9)]
+
+    assert max(due.after or 0.0 for due in dues) == RENEW_AFTER
+
+
+async def test_pin_leaves_the_doorbell_of_the_older_workqueue_on_the_queue(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The younger one was refused the queue before its Secret vanished, and still has their connection."""
+    reports(monkeypatch)
+    removed: list[str] = []
+    older = workqueue()
+    older["metadata"] |= {"name": "older", "uid": "uid-0", "creationTimestamp": "2025-01-01T00:00:00Z"}
+    older["spec"]["queue"] = {"name": "jobs"}
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        brokers, store = passes.parts.brokers, passes.parts.store
+        store.put_workqueue(older)
+        binding = from_url("amqp://nobody@127.0.0.1:1/")
+        for key in (("team", "older"), KEY):
+            handle = await brokers.handle(key, binding)
+            handle.poller.watch(key, "jobs").claimed = key != KEY
+        monkeypatch.setattr(handle.broker, "remove_doorbell", removed.append)
+        change(store, 2, replicas=3)
+
+        await passes.reconciler.reconcile(KEY)
+
+    assert (site.replicas, removed) == (3, [])
+
+
+async def test_status_says_when_a_pin_changed_the_count(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported = reports(monkeypatch)
+    async with operator(site.cluster(), "team", workers_port=site.port) as passes:
+        await started(passes, site)
+        change(passes.parts.store, 2, replicas=0)
+        await passes.run()
+        assert reported[-1]["lastScaleReason"].startswith("Pinned")
+
+        change(passes.parts.store, 3, replicas=0, suspend=True)
+        await passes.run()
+
+    assert reported[-1]["lastScaleReason"].startswith("Pinned")
 
 
 async def test_pin_starts_more_than_one_worker_of_a_new_template(

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.passes import KEY, api, operator, workqueue
+from tests.support.passes import KEY, api, operator, reports, workqueue
 from tests.unit.test_store import thing
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import CONNECTING_AGAIN, Dependencies, Reconciler
 from workqueue_operator.reconcile.recurring import RecurringRunner
+from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling.decide import ScaleInWindow
 
@@ -126,3 +127,29 @@ async def test_workqueue_that_stops_publishes_no_recurring_message(
         await made.reconciler.reconcile(KEY)
 
     assert forgotten == ["uid-1"]
+
+
+async def test_workqueue_that_can_be_read_again_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer added a condition that the operator cannot read, and removed it."""
+    reported = reports(monkeypatch)
+    monkeypatch.setattr(Reporter, "shows", lambda *_: True)
+    theirs = {
+        "type": "Theirs",
+        "status": "True",
+        "reason": "R",
+        "message": "m",
+        "lastTransitionTime": "never",
+    }
+    async with operator(api("amqp://nobody@127.0.0.1:1/"), "team") as made:
+        for version, conditions in enumerate(([], [theirs], []), 2):
+            body = workqueue()
+            body["spec"]["suspend"] = True
+            body["metadata"]["resourceVersion"] = str(version)
+            body["status"] = {"conditions": conditions}
+            made.parts.store.put_workqueue(body)
+            await made.reconciler.reconcile(KEY)
+
+    ready = [
+        next(one for one in status["conditions"] if one["type"] == "Ready")["reason"] for status in reported
+    ]
+    assert ready == ["Suspended", "SpecInvalid", "Suspended"]

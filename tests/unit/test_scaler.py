@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from workqueue_operator.api.reasons import Reason
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
+from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, leaving
 from workqueue_operator.scaling import scale
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
 from workqueue_operator.scaling.scale import RENEW_AFTER, Scaled, Scaler, ScaleState
@@ -355,14 +354,10 @@ async def test_leases_are_renewed_until_kubernetes_removes_the_pods(
     store = Store(lambda _: None)
     workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
     scaler = Scaler(store, workload, Retirer(cluster, workers, store, clock), clock)
-    handle: Any = SimpleNamespace(broker=SimpleNamespace(binding=SimpleNamespace(signing_key=b"")))
-    # One pod more than the Deployment has seen, so that the marks are not cleared as left over.
-    view = replace(NO_WORKERS, replicas=replicas, current=2)
-    seen = snapshot(OURS, deployment=view, pods=[pod])
-    hold, state = Hold(0, Reason.IDLE, "idle"), ScaleState(leases_begun_at=clock.monotonic())
+    view, state = replace(NO_WORKERS, replicas=replicas), ScaleState(leases_begun_at=clock.monotonic())
 
     for seconds in (0, RENEW_AFTER / 2, RENEW_AFTER / 2, 1):
         await clock.advance(seconds)
-        state = (await scaler.scale(seen, hold, state, handle)).state
+        state = await scaler.renew_leases(OURS, leaving(view, [pod]), state, None)
 
     assert workers.asked == expected

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -77,6 +77,10 @@ class NextPass:
     failed: bool = False
     holds: Lane | None = None
     lane: Lane = Lane.TIMER
+
+    def within(self, seconds: float) -> NextPass:
+        """Return the same, but due after at most so many seconds."""
+        return self if self.after is not None and self.after <= seconds else replace(self, after=seconds)
 
     def holds_back(self, lane: Lane) -> bool:
         """Whether a key that is added in this lane waits for the pause."""

@@ -223,13 +223,22 @@ class Reconciler:
             workqueue = WorkQueue.model_validate(body)
         except ValidationError as error:
             self._report_unreadable(body, error)
+            state.reported = None
             return NextPass()
         if workqueue.deleting:
             parts.recurring.forget(workqueue.metadata.uid)
             again = await parts.finalizer.finalize(workqueue)
             state.failures = 0
-            return NextPass(again)
+            return (
+                NextPass() if again is None else await self._keep_retired(workqueue, state, NextPass(again))
+            )
         await parts.finalizer.ensure(workqueue)
+        due = await self._live_pass(workqueue, state)
+        return await self._keep_retired(workqueue, state, due)
+
+    async def _live_pass(self, workqueue: WorkQueue, state: PassState) -> NextPass:
+        """A pass over a WorkQueue that is not being deleted."""
+        parts = self._parts
         outcome, due = await self._gather_and_scale(workqueue, state)
         state.failures = 0
         if outcome is None:
@@ -240,6 +249,23 @@ class Reconciler:
         again = parts.targets.looks_again(workqueue)
         binds = BIND_AGAIN if outcome.queue.reason in _TRIES_AGAIN else None
         return NextPass(min((wait for wait in (due.after, again, binds) if wait is not None), default=None))
+
+    async def _keep_retired(self, workqueue: WorkQueue, state: PassState, due: NextPass) -> NextPass:
+        """Renew the leases of workers that have agreed to leave, until Kubernetes has removed them.
+
+        Otherwise they would take messages again, and be removed with them. That holds whatever else a pass does.
+
+        Returns:
+            The next pass, which is soon enough for that.
+        """
+        parts, live = self._parts, self._parts.targets.seen(workqueue)
+        pods = parts.targets.pods(workqueue)
+        if live is None or not any(pod.marked for pod in pods):
+            return due
+        retired = leaving(deployment_view(live), pods)
+        handle = parts.brokers.known(workqueue.key)
+        state.scaled = await parts.scaler.renew_leases(workqueue, retired, state.scaled, handle)
+        return due.within(RENEW_AFTER) if retired else due
 
     def _report(self, workqueue: WorkQueue, state: PassState, outcome: status.Outcome) -> None:
         reporter, metadata = self._parts.reporter, workqueue.metadata
@@ -373,23 +399,18 @@ class Reconciler:
         next_slot = parts.recurring.look(workqueue, handle.broker)
         connection = Connection(handle, binding, place, is_first)
         outcome, due = await self._scale(workqueue, state, connection, queue)
-        if next_slot is not None and (due.after is None or next_slot < due.after):
-            due = replace(due, after=next_slot)
-        return outcome, due
+        return outcome, due if next_slot is None else due.within(next_slot)
 
     async def _suspended(self, workqueue: WorkQueue, state: PassState) -> tuple[status.Outcome, NextPass]:
-        """A pass that changes nothing. Workers that have agreed to leave take no message until they are removed."""
+        """A pass that changes nothing."""
         parts = self._parts
         parts.recurring.forget(workqueue.metadata.uid)
         await self._leave_broker(workqueue.key)
         parts.secrets.leave(workqueue.key)
         nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
         decision = self._decide(workqueue, state, Observation(nothing, nothing))
-        outcome = self._with_workload(workqueue, status.Outcome(state.queue or _NOT_YET, decision=decision))
-        deployment = outcome.deployment
-        retired = leaving(deployment, outcome.pods) if isinstance(deployment, DeploymentView) else []
-        state.scaled = await parts.scaler.renew_leases(workqueue, retired, state.scaled, None)
-        return outcome, NextPass(RENEW_AFTER if retired else None)
+        outcome = status.Outcome(state.queue or _NOT_YET, decision=decision, last_scale=state.last_scale)
+        return self._with_workload(workqueue, outcome), NextPass()
 
     def _slept(self, workqueue: WorkQueue, broker: str) -> bool:
         """Whether the WorkQueue needs nothing but its doorbell."""
@@ -445,6 +466,8 @@ class Reconciler:
         else:
             decision = self._decide(workqueue, state, snapshot.observation)
             handle = parts.brokers.known(workqueue.key)
+            if handle is not None and _leaves_doorbell_to_older(workqueue, handle, parts.store):
+                handle = None
             scaled = await parts.scaler.scale(snapshot, decision, state.scaled, handle)
             self._record(workqueue, state, decision, scaled)
             decision = scaled.decision
@@ -454,6 +477,7 @@ class Reconciler:
             decision=decision,
             problem=unknown,
             refusal=snapshot.refusal,
+            last_scale=state.last_scale,
         )
         state.problems += 1
         pause = delay(state.problems, *BACKOFF_AFTER_PROBLEM)
@@ -494,7 +518,10 @@ class Reconciler:
         vanished = [entry for entry in (watched, dead) if entry.last is QUEUE_MISSING]
         generation = workqueue.metadata.generation
         if state.queue_spec[0] != generation:
-            state.queue_spec = generation, digest_of_text(workqueue.spec.queue.model_dump_json())
+            # The finding also depends on the time that a handler may take.
+            longest = None if workqueue.spec.worker is None else workqueue.spec.worker.timeout_seconds
+            text = f"{longest} {workqueue.spec.queue.model_dump_json()}"
+            state.queue_spec = generation, digest_of_text(text)
         declared = (handle.broker.binding.identity, handle.broker.generation, state.queue_spec[1])
         # A WorkQueue that was suspended has lost its claim.
         if watched.claimed and state.declared == declared and state.queue is not None and not vanished:

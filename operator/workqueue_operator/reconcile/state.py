@@ -24,7 +24,7 @@ class PassState:
         uid: the WorkQueue's. A new WorkQueue of the same name begins with a new state.
         secret: the Secret of the connection to the broker that the passes use; None without a connection.
         window: the counts that recent passes wanted.
-        queue_spec: the generation of the WorkQueue, and the digest of its `spec.queue`.
+        queue_spec: the generation of the WorkQueue, and the digest of what the declaration depends on.
         declared: the broker, its connection, and that digest, for which the queues were last declared.
         queue: the result of that declaration.
         tokens: the broker, its connection and the limit for which the tokens were last made.

@@ -65,6 +65,10 @@ SILENT_AFTER: Final = 30.0
 """Seconds after which a condition names a Ready worker that does not answer, or that RabbitMQ does not answer: within
 a minute of its start."""
 
+SILENCE_STANDS: Final = 40.0
+"""Seconds without a request to the workers after which it no longer counts who did not answer before. A pass without
+a depth asks none."""
+
 GROWTH_SECONDS: Final = 60.0
 """Seconds over which the growth of the backlog is averaged."""
 
@@ -162,6 +166,10 @@ class Gatherer:
             broker=connection.binding.display,
         )
         if worker is not None:
+            if self._clock.monotonic() - state.workers_asked_at > SILENCE_STANDS and (
+                state.silent_since or state.unanswered_since
+            ):
+                state = replace(state, silent_since={}, unanswered_since={})
             if self._still_holds(workqueue, readings, state):
                 with_last = replace(readings, statuses=state.statuses)
                 if not changes_the_count(workqueue.spec, with_last, deployment, minimum.replicas):

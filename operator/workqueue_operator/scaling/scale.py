@@ -22,7 +22,6 @@ from workqueue_operator.kube.views import (
     PodView,
     deployment_view,
     is_observed,
-    leaving,
     scaled,
     unsettled,
 )
@@ -188,8 +187,7 @@ class Scaler:
         if isinstance(deployment, Unknown):
             return Scaled(decision, deployment, state)
         if isinstance(decision, Hold):
-            if not await self._clear_marks(snapshot, deployment, handle):
-                state = await self.renew_leases(workqueue, leaving(deployment, snapshot.pods), state, handle)
+            await self._clear_marks(snapshot, deployment, handle)
             return Scaled(decision, deployment, state)
         if isinstance(decision, ScaleOut):
             # On a queue with a single active consumer the doorbell would receive the message.
