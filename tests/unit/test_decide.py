@@ -32,6 +32,7 @@ NOW = 10_000.0
 SINGLE = {"singleActiveConsumer": True}
 OUTAGE = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
 SETTLING = Unknown(Reason.PODS_SETTLING, "3 of 10 pods exist.")
+STALE = Unknown(Reason.BROKER_TIMEOUT, "RabbitMQ does not answer worker a.")
 SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 
 
@@ -265,6 +266,18 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, in
         seen(5, Depth(0, 0, 5, 2, SILENT)),
         quiet_since(90),
         (Retire, 2, Reason.SURPLUS),
+    ),
+    "stale counts and a surplus": (
+        spec(),
+        seen(5, Depth(2, 0, 0, stale=STALE)),
+        quiet_since(90),
+        (Hold, 5, Reason.BROKER_TIMEOUT),
+    ),
+    "stale counts and a backlog": (
+        spec(),
+        seen(1, Depth(25, 0, 0, stale=STALE)),
+        quiet_since(90),
+        (ScaleOut, 3, Reason.BACKLOG),
     ),
     "only workers without an answer": (
         spec(),

@@ -304,7 +304,7 @@ async def test_status_says_when_a_pin_changed_the_count(site: Site, monkeypatch:
 async def test_pin_starts_more_than_one_worker_of_a_new_template(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No worker becomes Ready without a broker, so that the operator cannot wait for a first one."""
+    """A person has chosen the count. It does not wait for a first pod alone."""
     reports(monkeypatch)
     async with operator(site.cluster(), "team", workers_port=site.port) as passes:
         change(passes.parts.store, 2, replicas=3)

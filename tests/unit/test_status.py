@@ -172,6 +172,18 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
+        "counts that may be those of before, and more messages than workers",
+        seen(
+            depth=Depth(9, 0, 0, stale=Unknown(Reason.BROKER_TIMEOUT, "p is not answered")),
+            decision=Hold(9, Reason.AT_MAXIMUM, "9 waiting"),
+        ),
+        {
+            "DepthKnown": ("False", Reason.BROKER_TIMEOUT),
+            "ScalingActive": ("False", Reason.BROKER_TIMEOUT),
+            "Ready": ("False", Reason.BROKER_TIMEOUT),
+        },
+    ),
+    (
         "invalid schedule",
         seen(ignored=Unknown(Reason.SCHEDULE_INVALID, "'Europe/Berlinn'")),
         {"ScalingActive": ("False", Reason.SCHEDULE_INVALID), "Ready": ("False", Reason.SCHEDULE_INVALID)},

@@ -385,7 +385,8 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             _NO_ANSWER,
             "RabbitMQ accepts the connection but does not answer in time, or it answers no worker that asks for "
             "messages.",
-            "Replicas stay unchanged. RabbitMQ is connected but does not answer; check its state.",
+            "No worker is removed. If RabbitMQ still answers the operator, replicas grow with its counts. Check its "
+            "state.",
         ),
         Reason.AUTHENTICATION_FAILED: Explanation(
             _NO_ANSWER,

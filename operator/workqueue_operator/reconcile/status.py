@@ -199,6 +199,8 @@ def _depth_known(outcome: Outcome) -> Finding:
             Reason.DEPTH_PENDING, "The operator has not read the queue's counts yet."
         )
         return _negative(cause)
+    if outcome.depth.stale is not None:
+        return _negative(outcome.depth.stale)
     if outcome.doorbell is not None:
         return Finding("True", outcome.doorbell.reason, outcome.doorbell.message)
     return Finding("True", Reason.DEPTH_OBSERVED, "The queue's depth is known.")
@@ -269,9 +271,12 @@ def _obstacle(outcome: Outcome, decision: Decision) -> Unknown | None:
         return because
     if outcome.ignored is not None:
         return outcome.ignored
-    doubt = outcome.depth.doubt if isinstance(outcome.depth, Depth) else None
-    if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
-        return doubt
+    if isinstance(outcome.depth, Depth):
+        if outcome.depth.stale is not None:
+            return outcome.depth.stale
+        doubt = outcome.depth.doubt
+        if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
+            return doubt
     unknown = isinstance(decision, Hold) and decision.wanted is None
     return because if unknown or decision.reason in _CANNOT_SHRINK else None
 

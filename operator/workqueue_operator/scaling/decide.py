@@ -55,6 +55,7 @@ class Depth:
         consumers: consumers without the doorbell.
         unconfirmed: further messages that may be in a handler: the slots of workers that did not answer.
         doubt: why the depth is not exact; None while every worker answers.
+        stale: why the counts may be those of before, so that they remove no worker; None if they are not.
     """
 
     ready: int
@@ -62,6 +63,7 @@ class Depth:
     consumers: int
     unconfirmed: int = 0
     doubt: Unknown | None = None
+    stale: Unknown | None = None
 
     @property
     def most_in_handlers(self) -> int:
@@ -267,7 +269,9 @@ def decide(
     # With no message waiting, only handled messages count, but once per window: under a quota, bursts would
     # otherwise raise and lower the count in turn.
     at_once = seen.depth.ready == 0 and not window.has_trim(now, delay)
-    trim = _trim(bounds.least if at_once else highest, bounds.wanted, seen.workload)
+    trim = None
+    if seen.depth.stale is None:
+        trim = _trim(bounds.least if at_once else highest, bounds.wanted, seen.workload)
     if trim is not None:
         return trim, replace(window, trimmed_at=now)
     return _step(_Case(spec, seen.workload, seen.depth, bounds, highest)), window
@@ -356,7 +360,7 @@ def _step(case: _Case) -> Decision:
         reason = Reason.BELOW_MINIMUM if bounds.need < bounds.minimum else Reason.BACKLOG
         return _outward(wanted, workload, reason, f"{depth} ask for {_replicas(wanted)}.")
     if wanted < workload.replicas:
-        return _inward(case)
+        return _inward(case) if depth.stale is None else Hold.because(wanted, depth.stale)
     if bounds.backlog > max(min(bounds.need, bounds.maximum), workload.replicas):
         return _at_most(spec, bounds, f"{depth} ask for {_replicas(bounds.backlog)}")
     if bounds.least < workload.replicas and depth.doubt is not None:

@@ -83,15 +83,15 @@ def judge(answers: QueueReadings, queue: str) -> Depth | Unknown:
             f"RabbitMQ reports zero messages and zero consumers for queue {queue!r} although it has consumers, as it "
             "does while a quorum queue has no leader. The count does not change until RabbitMQ reports them.",
         )
-    if answers.unanswered is not None and not counts.consumers:
-        return Unknown(
-            Reason.BROKER_TIMEOUT,
-            f"RabbitMQ does not answer worker {answers.unanswered}, which asks for messages of queue {queue!r}, and "
-            "may report counts of before. Check the members of the queue (`rabbitmq-queues quorum_status`) and "
-            "RabbitMQ's alarms.",
-        )
     in_handlers, unconfirmed = _in_handlers(answers, counts)
-    return Depth(counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed))
+    return Depth(
+        counts.ready,
+        in_handlers,
+        counts.consumers,
+        unconfirmed,
+        doubt=_doubt(answers, unconfirmed),
+        stale=_stale(answers, counts, queue),
+    )
 
 
 def is_implausible(answers: QueueReadings) -> bool:
@@ -178,6 +178,17 @@ def _doubt(answers: QueueReadings, unconfirmed: int) -> Unknown | None:
             Reason.WORKERS_BUSY, "Some workers have not answered yet; they may be in a handler and stay."
         )
     return None
+
+
+def _stale(answers: QueueReadings, counts: QueueCounts, queue: str) -> Unknown | None:
+    if answers.unanswered is None or counts.consumers:
+        return None
+    return Unknown(
+        Reason.BROKER_TIMEOUT,
+        f"RabbitMQ does not answer worker {answers.unanswered}, which asks for messages of queue {queue!r}, and may "
+        "report counts of before. Replicas still grow with these counts, and none is removed. Check the members of "
+        "the queue (`rabbitmq-queues quorum_status`) and RabbitMQ's alarms.",
+    )
 
 
 def messages_in_stopping_workers(answers: QueueReadings) -> int:

@@ -228,7 +228,7 @@ class Gatherer:
             minimum=schedule.minimum_replicas(workqueue.spec, self._clock.now()),
             now=self._clock.monotonic(),
             refusal=refusal,
-            # Without a broker no worker becomes Ready, so that a first one would prove nothing.
+            # A pin is carried out at once, without a first pod of a new template alone.
             proven_hash=None if isinstance(deployment, Unknown) else deployment.template_hash,
         )
         return snapshot, state
