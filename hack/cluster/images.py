@@ -77,6 +77,10 @@ class Archive:
         return Path(configuration).name.removesuffix(".json")
 
 
+INCOMPLETE: Final = "locating item named"
+"""What buildah says of an image whose files are missing. It then lists no image at all."""
+
+
 def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) -> str:
     """Run buildah on a separate store, in a mount namespace so that no mounts remain.
 
@@ -92,12 +96,15 @@ def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) ->
         *("unshare", "--mount", "buildah", "--root", store / "storage", "--runroot", store / "run"),
         *("--storage-driver", "overlay" if overlays_stack_on(store) else "vfs"),
     ]
-    return run(
-        [*command, *arguments],
-        doing=doing,
-        environment={"CONTAINERS_CONF": str(configuration)},
-        timeout=timeout,
-    ).strip()
+    environment = {"CONTAINERS_CONF": str(configuration)}
+    try:
+        return run([*command, *arguments], doing=doing, environment=environment, timeout=timeout).strip()
+    except ClusterError as error:
+        if INCOMPLETE not in str(error):
+            raise
+        raise ClusterError(
+            f"{error}\nA build that was interrupted has left an incomplete image. Remove {store}, and repeat."
+        ) from error
 
 
 def parts() -> list[Part]:
