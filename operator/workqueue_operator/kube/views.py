@@ -219,10 +219,10 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
     )
 
 
-def is_observed(deployment: Mapping[str, Any]) -> bool:
-    """Whether the Deployment controller has carried out the present spec of a Deployment."""
-    observed: int = (deployment.get("status") or {}).get("observedGeneration", 0)
-    return bool(observed >= deployment["metadata"]["generation"])
+def is_observed(body: Mapping[str, Any]) -> bool:
+    """Whether its controller has carried out the present spec of a Deployment or a ReplicaSet."""
+    observed: int = (body.get("status") or {}).get("observedGeneration", 0)
+    return bool(observed >= body["metadata"]["generation"])
 
 
 def scaled(deployment: DeploymentView, replicas: int) -> DeploymentView:

@@ -38,6 +38,7 @@ from workqueue_operator.workers.retire import (
     RetireOutcome,
     Retirer,
     RetireSteps,
+    comes_true,
     cordoned_first,
     plan,
 )
@@ -52,9 +53,6 @@ RENEW_AFTER: Final = 10.0
 SEEN_WITHIN: Final = 1.0
 """Seconds within which Kubernetes must have seen a count that was lowered without asking a worker. A pod takes longer
 to start and to take a message."""
-
-SEEN_PAUSES: Final = (0.05, 0.4)
-"""Seconds: the first and the longest pause between two looks at that."""
 
 NOT_SEEN: Final = Unknown(
     Reason.PODS_SETTLING,
@@ -280,10 +278,9 @@ class Scaler:
         return decision
 
     async def _trim(self, attempt: _Attempt, trim: Trim) -> Decision:
-        """Lower the count to the pods that exist, unless Kubernetes stands still.
+        """Lower the count to the pods that exist, and raise it again if Kubernetes does not see it soon.
 
-        Otherwise a refused pod might be admitted before it sees the count. It would then remove a worker that nobody
-        has asked.
+        A refused pod might be admitted until then. Kubernetes would remove a worker for it that was not asked.
         """
         before, refusal = attempt.deployment.replicas, attempt.state.refused_in
         written = await self._write(attempt, trim.replicas)
@@ -304,15 +301,12 @@ class Scaler:
 
     async def _is_seen(self, attempt: _Attempt) -> bool:
         """Whether the Deployment controller sees the count that was written last within SEEN_WITHIN."""
-        deadline, pause = self._clock.monotonic() + SEEN_WITHIN, SEEN_PAUSES[0]
-        while True:
+
+        async def sees_it() -> bool:
             live = await self._workload.read(attempt.workqueue, attempt.deployment.name)
-            if live is None or is_observed(live):
-                return True
-            if self._clock.monotonic() >= deadline:
-                return False
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, SEEN_PAUSES[1])
+            return live is None or is_observed(live)
+
+        return await comes_true(sees_it, SEEN_WITHIN, self._clock)
 
     async def _write(self, attempt: _Attempt, replicas: int) -> DeploymentView | None:
         workqueue, deployment = attempt.workqueue, attempt.deployment

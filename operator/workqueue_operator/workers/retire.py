@@ -31,7 +31,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object, pod_path, replicaset_path
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, PodView
+from workqueue_operator.kube.views import DeploymentView, PodView, is_observed
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
 from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
@@ -116,7 +116,7 @@ LOWER_WITHIN: Final = 18.0
 again after 30 s, and the request that lowers the count may take 8 s (`kube.client.REQUEST_TIMEOUT`)."""
 
 FIRST_LOOK: Final = 0.02
-"""Seconds from the marks to the first look: about as long as an idle Kubernetes takes to count."""
+"""Seconds from a write to the first look: about as long as an idle Kubernetes takes to see it."""
 
 START_SECONDS: Final = 60.0
 """Seconds from its creation within which a pod may have a running worker that the kubelet has not reported yet."""
@@ -124,6 +124,21 @@ START_SECONDS: Final = 60.0
 ENDED_FOR: Final = 30.0
 """Seconds for which the kubelet must not start a crashed worker, so that its pod may be removed without a question:
 LOWER_WITHIN, the request that lowers the count, and some seconds for clocks that differ."""
+
+
+async def comes_true(look: Callable[[], Awaitable[bool]], within: float, clock: Clock) -> bool:
+    """Whether what a controller of Kubernetes has to do is done in time. The pauses between two looks double.
+
+    Args:
+        within: seconds; the last look may come later by as much again.
+    """
+    deadline, pause = clock.monotonic() + within, FIRST_LOOK
+    while clock.monotonic() < deadline:
+        await clock.sleep(pause)
+        if await look():
+            return True
+        pause *= 2
+    return False
 
 
 def cordoned_first(pods: Sequence[PodView], cordoned: AbstractSet[str]) -> list[PodView]:
@@ -269,13 +284,11 @@ class Retirer:
 
     async def _come_to(self, marked: int, namespace: str, pods: Sequence[PodView]) -> bool:
         """Whether the ReplicaSet counts this number of marked pods within SEEN_WITHIN."""
-        deadline, pause = self._clock.monotonic() + SEEN_WITHIN, FIRST_LOOK
-        while self._clock.monotonic() < deadline:
-            await self._clock.sleep(pause)
-            if await self._counted(namespace, pods) == marked:
-                return True
-            pause *= 2
-        return False
+
+        async def counts_them() -> bool:
+            return await self._counted(namespace, pods) == marked
+
+        return await comes_true(counts_them, SEEN_WITHIN, self._clock)
 
     async def _counted(self, namespace: str, pods: Sequence[PodView]) -> int | None:
         """Return how many of these pods their ReplicaSet counts as marked: without a label of its template.
@@ -291,8 +304,7 @@ class Retirer:
             return None
         live = await self._kubernetes.get(replicaset_path(namespace, *replicasets))
         status = live["status"]
-        carried_out = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
-        if not carried_out or not live["spec"]["replicas"] == status["replicas"] == len(pods):
+        if not is_observed(live) or not live["spec"]["replicas"] == status["replicas"] == len(pods):
             return None
         return len(pods) - int(status.get("fullyLabeledReplicas", 0))
 
